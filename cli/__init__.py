@@ -1,0 +1,1 @@
+"""mpcctl: speaks the daemon's control API and nothing else."""

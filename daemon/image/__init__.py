@@ -1,0 +1,1 @@
+"""Data owner's side: from DICOM files and labels to integer tensors."""

@@ -1,0 +1,1 @@
+"""Model owner's side: from a PyTorch model to an integer network."""

@@ -1,0 +1,1 @@
+"""AUROC, intervals and the report of a session."""

@@ -1,0 +1,1 @@
+"""Oblivious transfer: base OT, extension, and what the online phase eats."""
