@@ -1,0 +1,162 @@
+"""Errors a person may see: what is wrong with which thing, the way out, a stable code, and an exit status.
+
+An error's docstring is its message where the raiser has nothing more exact to say. Exit statuses of ``mpcctl``:
+
+    0 done                    5 in the way of something that exists, or in the wrong state
+    1 another error           6 refused by the other side or by policy
+    2 wrong usage             7 the peer cannot be reached, or the link broke
+    3 the daemon is not there 8 the peer does not speak as agreed (version, frame, certificate)
+    4 no such thing           9 unusable input (configuration, invite, image, labels, model)
+                             10 too little disk, memory or other resource
+
+70 is a bug in mpcd. Codes and statuses are part of the interface: scripts depend on them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class MpcdError(Exception):
+    """Something went wrong."""
+
+    code = "error"
+    exit_status = 1
+
+    def __init__(self, message: str = "", hint: str = "") -> None:
+        self.message = message or " ".join((type(self).__doc__ or "").split())
+        self.hint = hint
+        super().__init__(self.message)
+
+    def __str__(self) -> str:
+        return self.message
+
+    def as_dict(self) -> dict[str, Any]:
+        """How the error travels over the control API and to the peer."""
+        return {
+            "code": self.code,
+            "message": self.message,
+            "hint": self.hint,
+            "exit_status": self.exit_status,
+        }
+
+
+class NotFound(MpcdError):
+    """There is no such thing."""
+
+    code = "not_found"
+    exit_status = 4
+
+
+class Conflict(MpcdError):
+    """Something of that name exists already, or is in a state that does not allow this."""
+
+    code = "conflict"
+    exit_status = 5
+
+
+class Refused(MpcdError):
+    """The other side, or a policy, does not allow this."""
+
+    code = "refused"
+    exit_status = 6
+
+
+class BadInput(MpcdError):
+    """The input cannot be used."""
+
+    code = "bad_input"
+    exit_status = 9
+
+
+class ConfigError(BadInput):
+    """The configuration is not valid."""
+
+    code = "config"
+
+
+class InviteError(BadInput):
+    """This is not a complete invite."""
+
+    code = "invite"
+
+
+class NotEnough(MpcdError):
+    """There is too little disk, memory or another resource for this."""
+
+    code = "not_enough"
+    exit_status = 10
+
+
+class InternalError(MpcdError):
+    """mpcd met a condition that it should have made impossible."""
+
+    code = "internal"
+    exit_status = 70
+
+
+class LinkError(MpcdError):
+    """The link to the peer failed."""
+
+    code = "link"
+    exit_status = 7
+
+
+class PeerUnreachable(LinkError):
+    """The peer is not connected."""
+
+    code = "peer_unreachable"
+
+
+class PeerClosed(LinkError):
+    """The peer closed the connection."""
+
+    code = "peer_closed"
+
+
+class PeerSilent(LinkError):
+    """The peer stopped answering."""
+
+    code = "peer_silent"
+
+
+class ProtocolViolation(MpcdError):
+    """The peer sent something that this step does not allow."""
+
+    code = "protocol_violation"
+    exit_status = 8
+
+
+class FrameTooLarge(ProtocolViolation):
+    """The peer announced more bytes than this step allows."""
+
+    code = "frame_too_large"
+
+
+class VersionMismatch(ProtocolViolation):
+    """The two daemons do not speak the same protocol version."""
+
+    code = "version_mismatch"
+
+
+class UnknownPeer(Refused):
+    """The certificate at the other end belongs to no peer of this daemon."""
+
+    code = "unknown_peer"
+    exit_status = 8
+
+
+class CertificateChanged(Refused):
+    """The certificate at the other end is not the one that was pinned for this peer."""
+
+    code = "certificate_changed"
+    exit_status = 8
+
+
+class PeerError(MpcdError):
+    """The peer answered a call with an error: its code and message, as it sent them."""
+
+    def __init__(self, code: str, message: str, hint: str = "", exit_status: int = 6) -> None:
+        super().__init__(message, hint)
+        self.code = code
+        self.exit_status = exit_status
