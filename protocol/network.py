@@ -144,9 +144,7 @@ class Reshape:
     output: int
 
 
-Op = (
-    Input | Linear | Truncate | TruncateRelu | Relu | Grow | Extend | MaxPool | SumPool | Add | Concat | Reshape
-)
+Op = Input | Linear | Truncate | TruncateRelu | Relu | Grow | Extend | MaxPool | SumPool | Add | Concat | Reshape
 _OPS: dict[str, type] = {cls.__name__: cls for cls in Op.__args__}
 
 

@@ -99,7 +99,11 @@ def expected_size(cls: type, shapes: Mapping[str, tuple[int, ...]]) -> int:
 
 
 def decode(
-    cls: type[M], header: bytes, payload: memoryview | bytes, sequence: int, shapes: Mapping[str, tuple[int, ...]]
+    cls: type[M],
+    header: bytes,
+    payload: memoryview | bytes,
+    sequence: int,
+    shapes: Mapping[str, tuple[int, ...]],
 ) -> M:
     """The ``cls`` in this frame, or WireError. Arrays are views of ``payload`` (read-only when that is)."""
     kind: str = cls.__wire_kind__  # type: ignore[attr-defined]

@@ -1,0 +1,234 @@
+"""The offline phase: what an image will cost, and making it.
+
+``plan`` lists the correlations that one image's online phase takes, in order; ``make_units`` makes them for a batch
+of images and hands them to sinks. Matrix triples come first, for the whole batch (one ciphertext carries the same
+channel of several images); the correlations that come from oblivious transfer follow image by image.
+
+A unit is what one image eats. Its ``seed`` is 16 fresh bytes of the operating system's at each party, from which that
+party's masks (r at P1, s at P0) are expanded. A unit that was not finished is burnt whole: a retry has a new id, new
+seeds, a new homomorphic key and new base OTs, so that old and new are never mixed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from mpcd.protocol import growth, linear, matrix_triple, max_pool, relu, truncation
+from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER, Channel
+from mpcd.protocol.correlations import (
+    AndNeed,
+    LeafNeed,
+    MatrixClient,
+    MatrixNeed,
+    MatrixServer,
+    Need,
+    StringNeed,
+)
+from mpcd.protocol.network import (
+    Extend,
+    Grow,
+    Linear,
+    LinearNumbers,
+    MaxPool,
+    Network,
+    Op,
+    PrivateNumbers,
+    Relu,
+    Truncate,
+    TruncateRelu,
+)
+from mpcd.protocol.ot import correlate
+
+Progress = Callable[[int, int], None]
+
+
+class Sink(Protocol):
+    """Takes one unit's correlations as they are made, in the plan's order (matrix triples in one row, others in another)."""
+
+    def put(self, need: Need, correlation: Any) -> None: ...
+
+
+def op_needs(network: Network, index: int) -> tuple[Need, ...]:
+    """What operation ``index`` of the network takes from the source, in order."""
+    op: Op = network.ops[index]
+    out = network.values[op.output]
+    match op:
+        case Linear():
+            return linear.needs(network, index)
+        case Truncate():
+            return truncation.needs(out.size, op.fraction, out.bits)
+        case TruncateRelu():
+            return relu.truncate_relu_needs(out.size, op.fraction, out.bits)
+        case Relu():
+            return relu.relu_needs(out.size, out.bits)
+        case Grow():
+            return growth.grow_needs(out.size, network.values[op.inputs[0]].bits, out.bits)
+        case Extend():
+            return growth.extend_needs(out.size, network.values[op.inputs[0]].bits, out.bits)
+        case MaxPool():
+            shape = network.values[op.inputs[0]].shape
+            return max_pool.needs(shape, out.bits, op.kernel, op.stride, op.padding)
+        case _:
+            return ()
+
+
+def plan(network: Network) -> tuple[Need, ...]:
+    """Every correlation of one image, in the order in which the online phase takes them."""
+    return tuple(need for index in range(len(network.ops)) for need in op_needs(network, index))
+
+
+def matrix_needs(network: Network) -> tuple[MatrixNeed, ...]:
+    return tuple(need for need in plan(network) if isinstance(need, MatrixNeed))
+
+
+def ot_needs(network: Network) -> tuple[Need, ...]:
+    return tuple(need for need in plan(network) if not isinstance(need, MatrixNeed))
+
+
+async def make_units(
+    channel: Channel,
+    network: Network,
+    numbers: PrivateNumbers | None,
+    seeds: Sequence[bytes],
+    sinks: Sequence[Sink],
+    progress: Progress,
+) -> None:
+    """Make the correlations of ``len(sinks)`` images.
+
+    ``numbers``: P0's weights; None at P1. ``seeds``: this party's mask seed of each unit. ``progress(done, total)``
+    counts COTs, matrix triples included at their weight in time.
+    """
+    if len(seeds) != len(sinks) or len(set(seeds)) != len(seeds):
+        raise ValueError("every unit of a batch has its own sink and its own seed")
+    matrices = matrix_needs(network)
+    others = ot_needs(network)
+    total = sum(_matrix_work(network, need, len(sinks)) for need in matrices)
+    total += len(sinks) * sum(_cots(need) for need in others)
+    done = 0
+    if channel.party == MODEL_OWNER:
+        keys = await matrix_triple.server_keys(channel)
+    else:
+        keys = await matrix_triple.client_keys(channel)
+    for need in matrices:
+        triples = await _matrix_triples(channel, keys, network, numbers, need, list(seeds))
+        for sink, triple in zip(sinks, triples, strict=True):
+            await channel.compute(sink.put, need, triple)
+        done += _matrix_work(network, need, len(sinks))
+        progress(done, total)
+    ots = await correlate.set_up(channel)
+    for sink in sinks:
+        for need in others:
+            await channel.compute(sink.put, need, await ots.make(channel, need))
+            done += _cots(need)
+            progress(done, total)
+
+
+async def _matrix_triples(
+    channel: Channel,
+    keys: Any,
+    network: Network,
+    numbers: PrivateNumbers | None,
+    need: MatrixNeed,
+    seeds: list[bytes],
+) -> list[MatrixServer] | list[MatrixClient]:
+    """One linear layer's triples, an entry per image."""
+    if channel.party == MODEL_OWNER:
+        assert numbers is not None
+        own = numbers[need.op]
+        assert isinstance(own, LinearNumbers)
+        await matrix_triple.server_triples(channel, keys, network, need.op, own, seeds)
+        return [MatrixServer(matrix_triple.mask(seed, need.op, need.output_shape, need.bits)) for seed in seeds]
+    answers = await matrix_triple.client_triples(channel, keys, network, need.op, seeds)
+    return [
+        MatrixClient(matrix_triple.mask(seed, need.op, need.input_shape, need.bits), c)
+        for seed, c in zip(seeds, answers, strict=True)
+    ]
+
+
+def _cots(need: Need) -> int:
+    """Correlated OTs that a need costs, both directions together."""
+    match need:
+        case LeafNeed():
+            return need.block * need.count
+        case AndNeed():
+            return 2 * need.count
+        case StringNeed():
+            return need.count
+        case MatrixNeed():
+            return 0
+
+
+def _matrix_work(network: Network, need: MatrixNeed, batch: int) -> int:
+    """A matrix triple's time as a number of COTs: about 50 multiply-accumulates on ciphertexts take as long as one."""
+    op = network.ops[need.op]
+    assert isinstance(op, Linear)
+    positions = max(batch * math.prod(need.output_shape[1:]), 4096)
+    taps = op.kernel[0] * op.kernel[1] * need.input_shape[0] // op.groups
+    return positions * need.output_shape[0] * taps * 8 // 50
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Estimate:
+    """What ``images`` images cost. Bytes are both directions together; disk is each party's, until used."""
+
+    images: int
+    cots: int
+    offline_bytes: int
+    online_bytes: int
+    disk_bytes_model_owner: int
+    disk_bytes_data_owner: int
+    memory_bytes: int
+
+
+def online_bits(need: Need) -> int:
+    """Bits that a need's online use moves, both directions together (each protocol's docstring has the formula)."""
+    match need:
+        case LeafNeed():
+            return need.count * (need.block + 2 * ((1 << need.block) - 1))
+        case AndNeed():
+            return need.count * 6
+        case StringNeed():
+            return need.count * (1 + need.bits)
+        case MatrixNeed():
+            return need.bits * math.prod(need.input_shape)
+
+
+def stored_bits(need: Need, party: int) -> int:
+    """Bits of a need's correlation at rest at one party. Masks are kept as the unit's seed."""
+    match need:
+        case LeafNeed():
+            return need.count * ((2 << need.block) if party == MODEL_OWNER else need.block + 2)
+        case AndNeed():
+            return need.count * 5
+        case StringNeed():
+            return need.count * (2 * need.bits if party == need.sender else 1 + need.bits)
+        case MatrixNeed():
+            return need.bits * math.prod(need.output_shape) if party == DATA_OWNER else 0
+
+
+def estimate(network: Network, images: int, batch: int) -> Estimate:
+    """The cost of ``images`` images made in batches of ``batch``."""
+    needs = plan(network)
+    cots = sum(_cots(need) for need in needs)
+    batches = [batch] * (images // batch) + ([images % batch] if images % batch else [])
+    matrix = sum(
+        sum(matrix_triple.traffic(network, need.op, size)) for size in batches for need in matrix_needs(network)
+    )
+    largest = max(value.size for value in network.values)
+    return Estimate(
+        images=images,
+        cots=cots * images,
+        offline_bytes=sum(correlate.bytes_sent(need) for need in ot_needs(network)) * images + matrix,
+        online_bytes=sum(online_bits(need) for need in needs) * images // 8,
+        disk_bytes_model_owner=sum(stored_bits(need, MODEL_OWNER) for need in needs) * images // 8,
+        disk_bytes_data_owner=sum(stored_bits(need, DATA_OWNER) for need in needs) * images // 8,
+        memory_bytes=_BASE_MEMORY + largest * _BYTES_PER_ELEMENT,
+    )
+
+
+# Measured (docs/performance.md): the interpreter with its compiled kernels, and the live arrays of the largest layer.
+_BASE_MEMORY = 600_000_000
+_BYTES_PER_ELEMENT = 400
