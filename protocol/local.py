@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TypeVar
+
 import numpy as np
 import numpy.typing as npt
 
 Share = npt.NDArray[np.uint64]
+T = TypeVar("T", bound=np.generic)
 
 
 def reduce(x: Share, bits: int) -> Share:
@@ -24,6 +27,6 @@ def sum_pool(x: Share, kernel: tuple[int, int], stride: tuple[int, int], bits: i
     return reduce(windows[:, :: stride[0], :: stride[1]].sum(axis=(3, 4), dtype=np.uint64), bits)
 
 
-def per_channel(vector: npt.NDArray[np.generic], shape: tuple[int, int, int]) -> npt.NDArray[np.generic]:
+def per_channel(vector: npt.NDArray[T], shape: tuple[int, int, int]) -> npt.NDArray[T]:
     """A number per channel, repeated over that channel's pixels: flat, of the shape's size."""
     return np.repeat(vector, shape[1] * shape[2])

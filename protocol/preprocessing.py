@@ -46,7 +46,7 @@ Progress = Callable[[int, int], None]
 
 
 class Sink(Protocol):
-    """Takes one unit's correlations as they are made, in the plan's order (matrix triples in one row, others in another)."""
+    """Takes one unit's correlations as they are made: its matrix triples first, then the others, in the plan's order."""
 
     def put(self, need: Need, correlation: Any) -> None: ...
 
@@ -120,9 +120,9 @@ async def make_units(
         progress(done, total)
     ots = await correlate.set_up(channel)
     for sink in sinks:
-        for need in others:
-            await channel.compute(sink.put, need, await ots.make(channel, need))
-            done += _cots(need)
+        for other in others:
+            await channel.compute(sink.put, other, await ots.make(channel, other))
+            done += _cots(other)
             progress(done, total)
 
 

@@ -10,8 +10,12 @@ import math
 import os
 
 import numpy as np
+import numpy.typing as npt
 
 from mpcd.kernels import aes, bits
+
+
+Words = npt.NDArray[np.uint64]
 
 
 class Prg:
@@ -27,24 +31,24 @@ class Prg:
     def fresh(cls) -> Prg:
         return cls(os.urandom(16))
 
-    def words(self, n: int) -> np.ndarray:
+    def words(self, n: int) -> Words:
         """n uniform uint64."""
         blocks = np.empty(((n + 1) // 2, 2), np.uint64)
         aes.ctr_keystream(self._key, self._next, blocks)
         self._next += len(blocks)
         return blocks.reshape(-1)[:n]
 
-    def bytes(self, n: int) -> bytes:
+    def octets(self, n: int) -> bytes:
         return self.words((n + 7) // 8).tobytes()[:n]
 
-    def bits(self, n: int) -> np.ndarray:
+    def bits(self, n: int) -> Words:
         """n uniform bits, packed into uint64 words; bits past n are zero."""
         return bits.clear_tail(self.words((n + 63) // 64), n)
 
-    def uniform(self, shape: tuple[int, ...], width: int) -> np.ndarray:
+    def uniform(self, shape: tuple[int, ...], width: int) -> Words:
         """uint64 array of uniform ``width``-bit values, 1 <= width <= 64."""
         n = math.prod(shape)
         return bits.unpack_ring(self.words((n * width + 63) // 64), width, n).reshape(shape)
 
     def seed(self) -> bytes:
-        return self.bytes(16)
+        return self.octets(16)

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar, dataclass_transform
 
 import msgpack
 import numpy as np
@@ -54,10 +54,11 @@ def blob(size: int) -> Any:
     return dataclasses.field(metadata={"blob": size})
 
 
-def message(kind: str) -> Any:
+@dataclass_transform(frozen_default=True, field_specifiers=(array, blob))
+def message(kind: str) -> Callable[[type[M]], type[M]]:
     """Class decorator: a frozen dataclass of ``array`` and ``blob`` fields that travels as ``kind``."""
 
-    def register(cls: type) -> type:
+    def register(cls: type[M]) -> type[M]:
         cls = dataclasses.dataclass(frozen=True, slots=True)(cls)
         if kind in _KINDS and _KINDS[kind].__qualname__ != cls.__qualname__:
             raise TypeError(f"message kind {kind!r} is defined twice")
