@@ -85,7 +85,7 @@ def encode(msg: Any, sequence: int) -> Frame:
             raise TypeError(f"{f.name} is {value.dtype.str} of rank {value.ndim}, declared {dict(f.metadata)}")
         arrays.append([value.dtype.str, list(value.shape)])
         if value.size:
-            payload.append(memoryview(np.ascontiguousarray(value).reshape(-1)).cast("B"))
+            payload.append(np.ascontiguousarray(value).reshape(-1).view(np.uint8).data)
     header = msgpack.packb([msg.__wire_kind__, sequence, arrays, blobs])
     return Frame(header, tuple(payload))
 
