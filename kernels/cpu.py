@@ -1,0 +1,65 @@
+"""Which instructions the kernels may use, decided once for the process."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+
+AES_PATHS = ("vaes512", "aesni", "portable")
+_NEEDS = {
+    "vaes512": frozenset({"aes", "vaes", "avx512f", "sse2"}),
+    "aesni": frozenset({"aes", "sse2"}),
+    "portable": frozenset[str](),
+}
+
+
+def features() -> frozenset[str]:
+    """The CPU features that Numba compiles for, in LLVM's names: the host's, or what NUMBA_CPU_FEATURES says."""
+    if not llvm.get_process_triple().startswith("x86_64"):
+        return frozenset()
+    configured = numba.config.CPU_FEATURES
+    if configured is None and numba.config.CPU_NAME is None:
+        return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
+    return frozenset(name[1:] for name in (configured or "").split(",") if name.startswith("+"))
+
+
+def aes_path(available: frozenset[str], wanted: str | None = None) -> str:
+    """The fastest of AES_PATHS that ``available`` features allow, or ``wanted``; ValueError where it cannot run."""
+    possible = [path for path in AES_PATHS if _NEEDS[path] <= available]
+    if wanted is None:
+        return possible[0]
+    if wanted not in possible:
+        raise ValueError(f"MPCD_AES={wanted}: this CPU can run {', '.join(possible)}")
+    return wanted
+
+
+AES_PATH = aes_path(features(), os.environ.get("MPCD_AES") or None)
+
+_SHARED = ("cpu.py", "aes_intrinsics.py", "aes_portable.py", "transpose.py")
+
+
+def _build() -> str:
+    """Names the AES path and the sources of the kernels that other modules' kernels call."""
+    digest = hashlib.sha256(AES_PATH.encode())
+    for name in _SHARED:
+        digest.update(Path(__file__).with_name(name).read_bytes())
+    return f"{AES_PATH}_{digest.hexdigest()[:16]}"
+
+
+BUILD = _build()
+
+
+def linked(function: Callable[..., Any]) -> Any:
+    """``@njit(cache=True, nogil=True)`` for a kernel that calls kernels of another module.
+
+    Numba keys its cache by CPU, types and the function's own file, so code linked to another AES path or to an older
+    version of the callee would be loaded as if it were right. The cached file's name comes from the qualified name.
+    """
+    function.__qualname__ = f"{function.__qualname__}_{BUILD}"
+    return numba.njit(cache=True, nogil=True)(function)
