@@ -1,0 +1,296 @@
+"""Which units of correlated randomness exist, and that none is used twice.
+
+A unit is a one-time pad for one image: reuse is the worst bug this program can have. So the ledger is SQLite with
+``synchronous=FULL``: when ``spend`` returns, the mark is on the disk. What may happen to a unit is in the schema below
+as CHECKs and triggers, not only in Python: no program that opens this file can take a unit out of ``spent`` or ``burnt``,
+delete it, or insert it again.
+
+    making --ready()--> ready --spend()--> spent (then opened once)
+       \\--burn()-------/ \\--burn()--> burnt
+
+Thread-safe; every method that writes waits for the disk, so the event loop calls them through a thread.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from mpcd.daemon.errors import InternalError, NotEnough
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS unit (
+    id       BLOB PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
+    peer     TEXT NOT NULL,
+    model    TEXT NOT NULL,
+    network  TEXT NOT NULL,
+    batch    BLOB NOT NULL,
+    state    TEXT NOT NULL CHECK (state IN ('making', 'ready', 'spent', 'burnt')),
+    session  TEXT,
+    image    INTEGER,
+    opened   INTEGER NOT NULL DEFAULT 0 CHECK (opened IN (0, 1)),
+    bytes    INTEGER NOT NULL DEFAULT 0,
+    reason   TEXT NOT NULL DEFAULT '',
+    created  REAL NOT NULL,
+    changed  REAL NOT NULL,
+    CHECK ((state = 'spent') = (session IS NOT NULL)),
+    CHECK ((session IS NULL) = (image IS NULL)),
+    CHECK (opened = 0 OR state = 'spent')
+);
+CREATE INDEX IF NOT EXISTS unit_by_state ON unit (state, peer, model);
+
+CREATE TABLE IF NOT EXISTS step (
+    number   INTEGER PRIMARY KEY AUTOINCREMENT,
+    unit     BLOB NOT NULL,
+    step     TEXT NOT NULL,
+    at       REAL NOT NULL
+);
+CREATE INDEX IF NOT EXISTS step_by_unit ON step (unit);
+
+CREATE TRIGGER IF NOT EXISTS unit_begins BEFORE INSERT ON unit BEGIN
+    SELECT RAISE(ABORT, 'a unit begins in the state making') WHERE NEW.state <> 'making';
+    SELECT RAISE(ABORT, 'a unit of this id was there before')
+        WHERE EXISTS (SELECT 1 FROM step WHERE unit = NEW.id);
+END;
+CREATE TRIGGER IF NOT EXISTS unit_begun AFTER INSERT ON unit BEGIN
+    INSERT INTO step (unit, step, at) VALUES (NEW.id, NEW.state, NEW.changed);
+END;
+CREATE TRIGGER IF NOT EXISTS unit_stays BEFORE DELETE ON unit BEGIN
+    SELECT RAISE(ABORT, 'the ledger forgets no unit');
+END;
+CREATE TRIGGER IF NOT EXISTS unit_is_what_it_is
+BEFORE UPDATE OF id, peer, model, network, batch, created ON unit BEGIN
+    SELECT RAISE(ABORT, 'a unit stays what it is');
+END;
+CREATE TRIGGER IF NOT EXISTS unit_moves BEFORE UPDATE OF state ON unit BEGIN
+    SELECT RAISE(ABORT, 'no such way from this state')
+        WHERE (OLD.state || '>' || NEW.state) NOT IN
+            ('making>ready', 'making>burnt', 'ready>spent', 'ready>burnt');
+END;
+CREATE TRIGGER IF NOT EXISTS unit_moved AFTER UPDATE OF state ON unit BEGIN
+    INSERT INTO step (unit, step, at) VALUES (NEW.id, NEW.state, NEW.changed);
+END;
+CREATE TRIGGER IF NOT EXISTS unit_use_is_final BEFORE UPDATE OF session, image ON unit BEGIN
+    SELECT RAISE(ABORT, 'a use is written once') WHERE OLD.state <> 'ready';
+END;
+CREATE TRIGGER IF NOT EXISTS unit_opens_once BEFORE UPDATE OF opened ON unit BEGIN
+    SELECT RAISE(ABORT, 'a spent unit is opened once')
+        WHERE OLD.state <> 'spent' OR OLD.opened <> 0 OR NEW.opened <> 1;
+END;
+CREATE TRIGGER IF NOT EXISTS unit_opened AFTER UPDATE OF opened ON unit BEGIN
+    INSERT INTO step (unit, step, at) VALUES (NEW.id, 'opened', NEW.changed);
+END;
+CREATE TRIGGER IF NOT EXISTS step_stays BEFORE DELETE ON step BEGIN
+    SELECT RAISE(ABORT, 'history stays');
+END;
+CREATE TRIGGER IF NOT EXISTS step_is_fixed BEFORE UPDATE ON step BEGIN
+    SELECT RAISE(ABORT, 'history stays');
+END;
+"""
+
+_REUSED = """
+SELECT count(*) FROM (
+    SELECT unit FROM step GROUP BY unit HAVING
+        sum(step = 'spent') > 1 OR sum(step = 'opened') > 1
+        OR (sum(step = 'opened') = 1 AND sum(step = 'spent') = 0)
+        OR (sum(step = 'spent') > 0 AND sum(step = 'burnt') > 0)
+)
+"""
+
+
+class LedgerError(InternalError):
+    """A unit of correlated randomness was about to be used in a way that the ledger does not allow."""
+
+    code = "ledger"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stock:
+    """What units are for: a peer (its certificate's fingerprint), a model's commitment, a network's digest."""
+
+    peer: str
+    model: str
+    network: str
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Use:
+    """Row of a spent unit."""
+
+    unit: bytes
+    session: str
+    image: int
+
+
+_KEY = object()
+
+
+class Spent:
+    """Proof that the ledger has marked a unit spent for this use. Opens the unit's files, once."""
+
+    __slots__ = ("_ledger", "image", "session", "unit")
+
+    def __init__(self, ledger: Ledger, unit: bytes, session: str, image: int, key: object) -> None:
+        if key is not _KEY:
+            raise LedgerError("only the ledger says that a unit is spent")
+        self._ledger, self.unit, self.session, self.image = ledger, unit, session, image
+
+    def open(self) -> None:
+        """Raises LedgerError the second time, also in another process and after a restart."""
+        self._ledger._open(self)
+
+
+class Ledger:
+    """The one ledger of a state folder."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        old_mask = os.umask(0o077)
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
+        finally:
+            os.umask(old_mask)
+        os.chmod(path, 0o600)
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def begin(self, stock: Stock, batch: bytes, units: Sequence[bytes]) -> None:
+        """Note units whose making starts now. Raises LedgerError when one of the ids was there before."""
+        now = time.time()
+        with self._commit() as db:
+            db.executemany(
+                "INSERT INTO unit (id, peer, model, network, batch, state, created, changed) "
+                "VALUES (?, ?, ?, ?, ?, 'making', ?, ?)",
+                [(u, stock.peer, stock.model, stock.network, batch, now, now) for u in units],
+            )
+
+    def ready(self, units: Iterable[bytes], size: int = 0) -> None:
+        """Their files are complete and on the disk. All of them, or LedgerError and none."""
+        with self._commit() as db:
+            for unit in units:
+                self._move(
+                    db, unit, "making", "UPDATE unit SET state = 'ready', bytes = ?, changed = ?", size, time.time()
+                )
+
+    def spend(self, unit: bytes, session: str, image: int) -> Spent:
+        """Mark a ready unit spent for one image of one session; on the disk when this returns."""
+        with self._commit() as db:
+            self._move(
+                db,
+                unit,
+                "ready",
+                "UPDATE unit SET state = 'spent', session = ?, image = ?, changed = ?",
+                session,
+                image,
+                time.time(),
+            )
+        return Spent(self, unit, session, image, _KEY)
+
+    def burn(self, units: Iterable[bytes], reason: str) -> list[bytes]:
+        """Give up units that are making or ready; those that are spent or burnt stay as they are."""
+        burnt = []
+        with self._commit() as db:
+            for unit in units:
+                cursor = db.execute(
+                    "UPDATE unit SET state = 'burnt', reason = ?, changed = ? "
+                    "WHERE id = ? AND state IN ('making', 'ready')",
+                    (reason[:500], time.time(), unit),
+                )
+                if cursor.rowcount:
+                    burnt.append(unit)
+        return burnt
+
+    def burn_unfinished(self) -> list[bytes]:
+        """At start: whatever was in the making when the daemon ended is given up."""
+        return self.burn(self._ids("state = 'making'"), "unfinished when the daemon ended")
+
+    def state(self, unit: bytes) -> str | None:
+        with self._lock:
+            row = self._db.execute("SELECT state FROM unit WHERE id = ?", (unit,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def ready_units(self, stock: Stock) -> list[bytes]:
+        """Oldest first."""
+        where = "state = 'ready' AND peer = ? AND model = ? AND network = ?"
+        return self._ids(where, stock.peer, stock.model, stock.network)
+
+    def all_ready(self) -> list[bytes]:
+        return self._ids("state = 'ready'")
+
+    def counts(self) -> dict[Stock, dict[str, int]]:
+        """Units per state, and ``bytes`` of the ready ones, for each stock that was ever made."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT peer, model, network, state, count(*), sum(bytes) FROM unit GROUP BY 1, 2, 3, 4"
+            ).fetchall()
+        found: dict[Stock, dict[str, int]] = {}
+        for peer, model, network, state, count, size in rows:
+            entry = found.setdefault(
+                Stock(peer, model, network), {"making": 0, "ready": 0, "spent": 0, "burnt": 0, "bytes": 0}
+            )
+            entry[state] = count
+            if state == "ready":
+                entry["bytes"] = size
+        return found
+
+    def uses(self) -> list[Use]:
+        """Every unit ever spent: what both parties' ledgers must agree on."""
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT id, session, image FROM unit WHERE state = 'spent' ORDER BY changed"
+            ).fetchall()
+        return [Use(bytes(unit), session, image) for unit, session, image in rows]
+
+    def reuse_count(self) -> int:
+        """Units that were ever spent or opened twice, opened unspent, or both spent and burnt: 0, from the history."""
+        with self._lock:
+            return int(self._db.execute(_REUSED).fetchone()[0])
+
+    def _open(self, spent: Spent) -> None:
+        with self._commit() as db:
+            cursor = db.execute(
+                "UPDATE unit SET opened = 1, changed = ? WHERE id = ? AND session = ? AND image = ? AND opened = 0",
+                (time.time(), spent.unit, spent.session, spent.image),
+            )
+            if cursor.rowcount != 1:
+                raise LedgerError(f"unit {spent.unit.hex()} was opened before")
+
+    def _move(self, db: sqlite3.Connection, unit: bytes, state: str, update: str, *values: object) -> None:
+        cursor = db.execute(f"{update} WHERE id = ? AND state = ?", (*values, unit, state))
+        if cursor.rowcount != 1:
+            raise LedgerError(f"unit {unit.hex()} is {self.state(unit) or 'unknown'}, not {state}")
+
+    def _ids(self, where: str, *values: object) -> list[bytes]:
+        with self._lock:
+            rows = self._db.execute(f"SELECT id FROM unit WHERE {where} ORDER BY created, id", values).fetchall()
+        return [bytes(row[0]) for row in rows]
+
+    @contextmanager
+    def _commit(self) -> Iterator[sqlite3.Connection]:
+        """One transaction; a trigger's refusal comes out as LedgerError."""
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException as error:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                if isinstance(error, sqlite3.IntegrityError):
+                    raise LedgerError(f"the ledger refuses: {error}") from error
+                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+                    raise NotEnough(
+                        "the disk is full: the ledger cannot be written", "Free some space in the state folder."
+                    ) from error
+                raise
