@@ -154,34 +154,39 @@ def _hash_step(lanes: int, count: int) -> Callable[..., Any]:
     return step
 
 
-@intrinsic
-def _schedule(typingctx: Any, round_keys: Any) -> Any:
+def _schedule_step() -> Callable[..., Any]:
     """Round keys 1 to 10 from row 0, FIPS 197 section 5.2, by AESKEYGENASSIST."""
-    _check_blocks(round_keys)
 
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        emit = _Emitter(context, builder, 1, 1)
-        words = ir.VectorType(_I32, 4)
-        zero = ir.Constant(words, [0] * 4)
-        assist = _declare(builder.module, "llvm.x86.aesni.aeskeygenassist", ir.FunctionType(_BLOCK, [_BLOCK, _I8]))
-        row = ir.Constant(_I64, 0)
-        (key,) = emit.load(signature.args[0], args[0], row)
-        for r, constant in enumerate((0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80, 0x1B, 0x36), start=1):
-            substituted = builder.bitcast(builder.call(assist, [key, ir.Constant(_I8, constant)]), words)
-            last = builder.shuffle_vector(substituted, zero, ir.Constant(words, [3] * 4))
-            word = builder.bitcast(key, words)
-            total = builder.xor(last, word)
-            for gap in (1, 2, 3):
-                # Words moved up by ``gap``: 4 and above select from zero.
-                moved = [i - gap if i >= gap else 4 for i in range(4)]
-                total = builder.xor(total, builder.shuffle_vector(word, zero, ir.Constant(words, moved)))
-            key = builder.bitcast(total, _BLOCK)
-            emit.store(signature.args[0], args[0], ir.Constant(_I64, r), [key])
-        return context.get_dummy_value()
+    @intrinsic
+    def step(typingctx: Any, round_keys: Any) -> Any:
+        _check_blocks(round_keys)
 
-    return types.void(round_keys), codegen
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            emit = _Emitter(context, builder, 1, 1)
+            words = ir.VectorType(_I32, 4)
+            zero = ir.Constant(words, [0] * 4)
+            assist = _declare(builder.module, "llvm.x86.aesni.aeskeygenassist", ir.FunctionType(_BLOCK, [_BLOCK, _I8]))
+            row = ir.Constant(_I64, 0)
+            (key,) = emit.load(signature.args[0], args[0], row)
+            for r, constant in enumerate((0x01, 0x02, 0x04, 0x08, 0x10, 0x20, 0x40, 0x80, 0x1B, 0x36), start=1):
+                substituted = builder.bitcast(builder.call(assist, [key, ir.Constant(_I8, constant)]), words)
+                last = builder.shuffle_vector(substituted, zero, ir.Constant(words, [3] * 4))
+                word = builder.bitcast(key, words)
+                total = builder.xor(last, word)
+                for gap in (1, 2, 3):
+                    # Words moved up by ``gap``: 4 and above select from zero.
+                    moved = [i - gap if i >= gap else 4 for i in range(4)]
+                    total = builder.xor(total, builder.shuffle_vector(word, zero, ir.Constant(words, moved)))
+                key = builder.bitcast(total, _BLOCK)
+                emit.store(signature.args[0], args[0], ir.Constant(_I64, r), [key])
+            return context.get_dummy_value()
+
+        return types.void(round_keys), codegen
+
+    return step
 
 
+_schedule = _schedule_step()
 _encrypt_wide, _encrypt_one = _encrypt_step(_LANES, _WIDE // _LANES), _encrypt_step(1, 1)
 _counter_wide, _counter_one = _counter_step(_LANES, _WIDE // _LANES), _counter_step(1, 1)
 _hash_wide, _hash_one = _hash_step(_LANES, _WIDE // _LANES), _hash_step(1, 1)
@@ -235,7 +240,7 @@ def tccr_hash(
 ) -> None:
     """out[i] = pi(pi(x[i]) ^ (tweak + i)) ^ pi(x[i]), pi = AES under a fixed public key.
 
-    Tweakable circular correlation robust hash TMMO (Guo, Katz, Wang, Yu 2019/074, section 7.4), pi an ideal permutation.
+    TMMO (Guo, Katz, Wang, Yu 2019/074, section 7.4): tweakable circular correlation robust where pi is ideal.
     round_keys: uint64 (11, 2); 0 <= tweak, tweak + n <= 2^64; x, out: uint64 (n, 2), C order, may be one array.
     """
     _check(round_keys, x, out)

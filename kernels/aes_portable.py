@@ -268,7 +268,7 @@ def tccr_hash(
 ) -> None:
     """out[i] = pi(pi(x[i]) ^ (tweak + i)) ^ pi(x[i]), pi = AES under a fixed public key.
 
-    Tweakable circular correlation robust hash TMMO (Guo, Katz, Wang, Yu 2019/074, section 7.4), pi an ideal permutation.
+    TMMO (Guo, Katz, Wang, Yu 2019/074, section 7.4): tweakable circular correlation robust where pi is ideal.
     round_keys: uint64 (11, 2); 0 <= tweak, tweak + n <= 2^64; x, out: uint64 (n, 2), C order, may be one array.
     """
     n = x.shape[0]

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import llvmlite.binding as llvm
 import numba
+from numba.core.registry import cpu_target
 
 AES_PATHS = ("vaes512", "aesni", "portable")
 _NEEDS = {
@@ -20,13 +20,11 @@ _NEEDS = {
 
 
 def features() -> frozenset[str]:
-    """The CPU features that Numba compiles for, in LLVM's names: the host's, or what NUMBA_CPU_FEATURES says."""
-    if not llvm.get_process_triple().startswith("x86_64"):
+    """The CPU features that Numba compiles for, in LLVM's names: the host's, unless NUMBA_CPU_FEATURES says others."""
+    triple, _, switches = cpu_target.target_context.codegen().magic_tuple()
+    if not triple.startswith("x86_64"):
         return frozenset()
-    configured = numba.config.CPU_FEATURES
-    if configured is None and numba.config.CPU_NAME is None:
-        return frozenset(name for name, present in llvm.get_host_cpu_features().items() if present)
-    return frozenset(name[1:] for name in (configured or "").split(",") if name.startswith("+"))
+    return frozenset(switch[1:] for switch in switches.split(",") if switch.startswith("+"))
 
 
 def aes_path(available: frozenset[str], wanted: str | None = None) -> str:
