@@ -1,6 +1,6 @@
 """Errors a person may see: what is wrong with which thing, the way out, a stable code, and an exit status.
 
-An error's docstring is its message where the raiser has nothing more exact to say. Exit statuses of ``mpcctl``:
+An error's docstring is its message where the raiser has nothing more exact to say. Exit statuses:
 
     0 done                    5 in the way of something that exists, or in the wrong state
     1 another error           6 refused by the other side or by policy

@@ -1,0 +1,261 @@
+"""Where the daemon keeps its things, and what ``mpcd.toml`` may say.
+
+Every value has a default; an unknown key, a wrong type or a value out of range is an error that names the file, the
+key and what is allowed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import socket
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from mpcd.daemon.errors import ConfigError
+
+DEFAULT_PORT = 7443
+SYSTEM_CONFIG = Path("/etc/mpcd/mpcd.toml")
+FILE_NAME = "mpcd.toml"
+NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
+NAME_RULE = "1 to 63 of a-z, 0-9, '.', '_', '-', beginning and ending with a letter or digit"
+MAX_SOCKET_PATH = 107  # sun_path of Linux, without its final zero
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Paths:
+    """The state, runtime and cache folders of one daemon."""
+
+    state: Path
+    runtime: Path
+    cache: Path
+
+    @classmethod
+    def find(
+        cls,
+        state: str | os.PathLike[str] | None = None,
+        runtime: str | os.PathLike[str] | None = None,
+        cache: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Arguments first, then systemd's directories, MPCD_STATE and its kin, then XDG's under the home folder.
+
+        A state folder named as an argument takes its runtime folder along (``run`` inside it), so that several
+        daemons of one user keep apart; the cache may be shared.
+        """
+        env = os.environ if environ is None else environ
+        home = Path(env.get("HOME") or Path.home())
+
+        def choose(systemd: str, own: str) -> Path | None:
+            value = env.get(systemd, "").split(":")[0] or env.get(own, "")
+            return Path(value) if value else None
+
+        def xdg(variable: str, fallback: str) -> Path:
+            return Path(env.get(variable) or home / fallback) / "mpcd"
+
+        found_state = (
+            Path(state) if state else choose("STATE_DIRECTORY", "MPCD_STATE") or xdg("XDG_STATE_HOME", ".local/state")
+        )
+        if runtime:
+            found_runtime = Path(runtime)
+        elif state:
+            found_runtime = found_state / "run"
+        else:
+            default = xdg("XDG_RUNTIME_DIR", "") if env.get("XDG_RUNTIME_DIR") else found_state / "run"
+            found_runtime = choose("RUNTIME_DIRECTORY", "MPCD_RUNTIME") or default
+        found_cache = (
+            Path(cache) if cache else choose("CACHE_DIRECTORY", "MPCD_CACHE") or xdg("XDG_CACHE_HOME", ".cache")
+        )
+        return cls(*(path.expanduser().absolute() for path in (found_state, found_runtime, found_cache)))
+
+    @property
+    def control_socket(self) -> Path:
+        return self.runtime / "control.sock"
+
+    @property
+    def config(self) -> Path:
+        """The configuration file: the one in the state folder, else the system's."""
+        own = self.state / FILE_NAME
+        return own if own.exists() or not SYSTEM_CONFIG.exists() else SYSTEM_CONFIG
+
+    def create(self) -> None:
+        """Make the folders, for this user only. Raises ConfigError naming the folder and why not."""
+        if len(os.fsencode(self.control_socket)) > MAX_SOCKET_PATH:
+            raise ConfigError(
+                f"the path of the control socket is too long for a unix socket: {self.control_socket}",
+                f"choose a runtime folder so that the whole path has at most {MAX_SOCKET_PATH} bytes",
+            )
+        for path in (self.state, self.runtime, self.cache):
+            try:
+                path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot create the folder {path}: {error.strerror}",
+                    "name a folder that this user may write to, with --state, --runtime or --cache",
+                ) from error
+
+
+def split_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int]:
+    """(host, port) of 'host', 'host:port', '[v6]:port' or a bare IPv6 address. Raises ValueError in plain words."""
+    host, port = text.strip(), ""
+    if host.startswith("["):
+        host, closed, rest = host[1:].partition("]")
+        if not closed or (rest and not rest.startswith(":")):
+            raise ValueError(f"{text!r} is not an address: write [IPv6 address]:port")
+        port = rest[1:]
+    elif host.count(":") == 1:
+        host, _, port = host.partition(":")
+        if not port:
+            raise ValueError(f"{text!r} is not an address: the port after ':' is missing")
+    if not host or len(host) > 253 or re.search(r"[\s/\\@?#]", host):
+        raise ValueError(f"{text!r} is not an address: write host:port, without http:// and the like")
+    if port and (not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535):
+        raise ValueError(f"{text!r} is not an address: a port is a number from 1 to 65535")
+    return host, int(port) if port else default_port
+
+
+def join_address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _number(default: float, least: float, most: float) -> Any:
+    """A numeric setting and its range; an int default takes whole numbers only."""
+    return dataclasses.field(default=default, metadata={"least": least, "most": most})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Listen:
+    """Where peers may dial this daemon. An empty host: nowhere. Port 0: any free one."""
+
+    host: str = "0.0.0.0"
+    port: int = _number(DEFAULT_PORT, 0, 65535)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Limits:
+    """What one daemon spends at most."""
+
+    unauthenticated: int = _number(32, 1, 1024)  # connections that have not yet shown who they are
+    channels_per_peer: int = _number(16, 1, 256)  # data connections, waiting ones included
+    calls_per_peer: int = _number(64, 1, 1024)  # a peer's calls at work at the same time
+    threads: int = _number(0, 0, 1024)  # for kernels; 0: as many as there are processors
+    memory_gib: float = _number(4.0, 0.5, 4096.0)  # what a session may need at most
+    disk_reserve_gib: float = _number(2.0, 0.0, 4096.0)  # what the offline phase leaves free
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Timeouts:
+    """Seconds."""
+
+    handshake: float = _number(10.0, 0.1, 120.0)  # from the TCP connection to a known peer
+    dial: float = _number(10.0, 0.1, 120.0)  # for the TCP connection itself
+    keepalive: float = _number(5.0, 0.05, 300.0)  # after so long without a frame of ours, an empty one goes out
+    silence: float = _number(20.0, 0.1, 3600.0)  # after so long without a byte of theirs, the link is dead
+    stall: float = _number(300.0, 0.1, 86400.0)  # so long may a peer take no byte of a frame we send
+    call: float = _number(30.0, 0.1, 3600.0)  # a peer's answer to a call
+    retry_first: float = _number(0.5, 0.01, 60.0)  # pause before the second attempt to dial; doubles
+    retry_most: float = _number(30.0, 0.01, 3600.0)  # and grows to this
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Config:
+    """One daemon's settings. ``advertise`` is the address written into invites, empty for a side that only dials."""
+
+    name: str
+    advertise: str = ""
+    listen: Listen = dataclasses.field(default_factory=Listen)
+    limits: Limits = dataclasses.field(default_factory=Limits)
+    timeouts: Timeouts = dataclasses.field(default_factory=Timeouts)
+
+    @classmethod
+    def default(cls) -> Self:
+        return cls(name=_host_name())
+
+    @classmethod
+    def load(cls, file: Path) -> Self:
+        """The settings in ``file``; defaults when there is no such file."""
+        try:
+            text = file.read_bytes()
+        except FileNotFoundError:
+            return cls.default()
+        except OSError as error:
+            raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
+        try:
+            table = tomllib.loads(text.decode())
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{file}: not valid TOML: {error}") from error
+        return cls.parse(table, str(file))
+
+    @classmethod
+    def parse(cls, table: Mapping[str, Any], where: str = FILE_NAME) -> Self:
+        """The settings in a TOML table. ``where`` names the file in errors."""
+        allowed = [f.name for f in dataclasses.fields(cls)]
+        _no_strangers(table, allowed, where, "")
+        name = table.get("name", _host_name())
+        if not isinstance(name, str) or not NAME.fullmatch(name):
+            raise ConfigError(f"{where}: name = {name!r} is not allowed: {NAME_RULE}")
+        advertise = table.get("advertise", "")
+        if not isinstance(advertise, str):
+            raise ConfigError(f"{where}: advertise = {advertise!r} must be a string like 'vendor.example:7443'")
+        if advertise:
+            try:
+                advertise = join_address(*split_address(advertise))
+            except ValueError as error:
+                raise ConfigError(f"{where}: advertise: {error}") from error
+        config = cls(
+            name,
+            advertise,
+            _section(Listen, table, "listen", where),
+            _section(Limits, table, "limits", where),
+            _section(Timeouts, table, "timeouts", where),
+        )
+        if config.timeouts.silence < 2 * config.timeouts.keepalive:
+            raise ConfigError(
+                f"{where}: timeouts.silence = {config.timeouts.silence} is not allowed:"
+                f" at least twice timeouts.keepalive ({config.timeouts.keepalive})"
+            )
+        return config
+
+
+def _section(cls: type[Any], table: Mapping[str, Any], section: str, where: str) -> Any:
+    given = table.get(section, {})
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where}: {section} must be a table, written [{section}]")
+    fields = {f.name: f for f in dataclasses.fields(cls)}
+    _no_strangers(given, list(fields), where, section + ".")
+    values: dict[str, Any] = {}
+    for key, value in given.items():
+        field = fields[key]
+        kind = type(field.default)
+        if kind is float and type(value) is int:
+            value = float(value)
+        what = {int: "a whole number", float: "a number", str: "a string"}[kind]
+        if field.metadata:
+            what += f" from {field.metadata['least']} to {field.metadata['most']}"
+        # Not isinstance: TOML's true must not pass for 1. The negated range also refuses nan.
+        if type(value) is not kind or (
+            field.metadata and not field.metadata["least"] <= value <= field.metadata["most"]
+        ):
+            raise ConfigError(f"{where}: {section}.{key} = {value!r} is not allowed: {what}")
+        values[key] = value
+    return cls(**values)
+
+
+def _no_strangers(table: Mapping[str, Any], allowed: list[str], where: str, prefix: str) -> None:
+    for key in table:
+        if key not in allowed:
+            close = difflib.get_close_matches(key, allowed, 1)
+            hint = f"did you mean {prefix}{close[0]}?" if close else ""
+            raise ConfigError(
+                f"{where}: unknown key {prefix}{key}; allowed here: {', '.join(prefix + k for k in allowed)}", hint
+            )
+
+
+def _host_name() -> str:
+    """This machine's name, made to fit NAME."""
+    short = re.sub(r"[^a-z0-9-]", "-", socket.gethostname().split(".")[0].lower()).strip("-")[:63].strip("-")
+    return short or "mpcd"

@@ -1,0 +1,48 @@
+"""Small private files, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from pathlib import Path
+
+from mpcd.daemon.errors import MpcdError
+
+
+class CannotWrite(MpcdError):
+    """A file cannot be written."""
+
+    code = "cannot_write"
+    exit_status = 10
+
+
+def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
+    """Put ``data`` into ``path``, readable by this user only, on the disk before this returns.
+
+    Raises FileExistsError if ``replace`` is off and the file is there; CannotWrite naming the file otherwise.
+    """
+    scratch = path.with_name(f".{path.name}.{secrets.token_hex(8)}")
+    try:
+        fd = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            with open(fd, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            if replace:
+                os.replace(scratch, path)
+            else:
+                os.link(scratch, path)
+        finally:
+            scratch.unlink(missing_ok=True)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        raise CannotWrite(
+            f"cannot write {path}: {error.strerror}", "check the disk's space and the folder's owner"
+        ) from error
