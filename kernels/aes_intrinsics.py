@@ -15,6 +15,7 @@ from numba import types
 from numba.core import errors
 from numba.extending import intrinsic
 
+from mpcd.kernels.aes_arguments import check_blocks
 from mpcd.kernels.cpu import AES_PATH, linked
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
@@ -210,7 +211,7 @@ def expand_key(key: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint64]:
 @linked
 def encrypt_blocks(round_keys: npt.NDArray[np.uint64], x: npt.NDArray[np.uint64], out: npt.NDArray[np.uint64]) -> None:
     """out[i] = AES(x[i]). round_keys: uint64 (11, 2); x, out: uint64 (n, 2), C order, may be one array."""
-    _check(round_keys, x, out)
+    check_blocks(round_keys, x, out)
     n = x.shape[0]
     whole = n - n % _WIDE
     for i in range(0, whole, _WIDE):
@@ -223,9 +224,9 @@ def encrypt_blocks(round_keys: npt.NDArray[np.uint64], x: npt.NDArray[np.uint64]
 def ctr_keystream(round_keys: npt.NDArray[np.uint64], counter: int, out: npt.NDArray[np.uint64]) -> None:
     """out[i] = AES(counter + i), the counter a little-endian 128-bit number.
 
-    round_keys: uint64 (11, 2); 0 <= counter, counter + n <= 2^64; out: uint64 (n, 2), C order.
+    round_keys: uint64 (11, 2); 0 <= counter, counter + n <= 2^63; out: uint64 (n, 2), C order.
     """
-    _check(round_keys, out, out)
+    check_blocks(round_keys, out, out)
     n = out.shape[0]
     whole = n - n % _WIDE
     for i in range(0, whole, _WIDE):
@@ -241,23 +242,12 @@ def tccr_hash(
     """out[i] = pi(pi(x[i]) ^ (tweak + i)) ^ pi(x[i]), pi = AES under a fixed public key.
 
     TMMO (Guo, Katz, Wang, Yu 2019/074, section 7.4): tweakable circular correlation robust where pi is ideal.
-    round_keys: uint64 (11, 2); 0 <= tweak, tweak + n <= 2^64; x, out: uint64 (n, 2), C order, may be one array.
+    round_keys: uint64 (11, 2); 0 <= tweak, tweak + n <= 2^63; x, out: uint64 (n, 2), C order, may be one array.
     """
-    _check(round_keys, x, out)
+    check_blocks(round_keys, x, out)
     n = x.shape[0]
     whole = n - n % _WIDE
     for i in range(0, whole, _WIDE):
         _hash_wide(round_keys, x, np.uint64(tweak), out, i)
     for i in range(whole, n):
         _hash_one(round_keys, x, np.uint64(tweak), out, i)
-
-
-@linked
-def _check(round_keys: npt.NDArray[np.uint64], x: npt.NDArray[np.uint64], out: npt.NDArray[np.uint64]) -> None:
-    """The intrinsics write where they are told to."""
-    if round_keys.shape[0] != 11 or round_keys.shape[1] != 2:
-        raise ValueError("round keys are uint64 (11, 2)")
-    if x.shape[1] != 2 or out.shape[1] != 2:
-        raise ValueError("blocks are uint64 (n, 2)")
-    if x.shape[0] != out.shape[0]:
-        raise ValueError("x and out differ in length")

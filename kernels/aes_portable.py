@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from mpcd.kernels.aes_arguments import check_blocks
 from mpcd.kernels.cpu import linked
 from mpcd.kernels.transpose import LANES, transpose_64
 
@@ -240,8 +241,7 @@ def _encrypt(
 @linked
 def encrypt_blocks(round_keys: npt.NDArray[np.uint64], x: npt.NDArray[np.uint64], out: npt.NDArray[np.uint64]) -> None:
     """out[i] = AES(x[i]). round_keys: uint64 (11, 2); x, out: uint64 (n, 2), C order, may be one array."""
-    if x.shape[0] != out.shape[0]:
-        raise ValueError("x and out differ in length")
+    check_blocks(round_keys, x, out)
     keys = _planes(round_keys)
     block = np.zeros((64, LANES), np.uint64)
     s = np.empty((8, 16), np.uint64)
@@ -254,8 +254,9 @@ def encrypt_blocks(round_keys: npt.NDArray[np.uint64], x: npt.NDArray[np.uint64]
 def ctr_keystream(round_keys: npt.NDArray[np.uint64], counter: int, out: npt.NDArray[np.uint64]) -> None:
     """out[i] = AES(counter + i), the counter a little-endian 128-bit number.
 
-    round_keys: uint64 (11, 2); 0 <= counter, counter + n <= 2^64; out: uint64 (n, 2), C order.
+    round_keys: uint64 (11, 2); 0 <= counter, counter + n <= 2^63; out: uint64 (n, 2), C order.
     """
+    check_blocks(round_keys, out, out)
     for i in range(out.shape[0]):
         out[i, 0] = np.uint64(counter) + np.uint64(i)
         out[i, 1] = 0
@@ -269,8 +270,9 @@ def tccr_hash(
     """out[i] = pi(pi(x[i]) ^ (tweak + i)) ^ pi(x[i]), pi = AES under a fixed public key.
 
     TMMO (Guo, Katz, Wang, Yu 2019/074, section 7.4): tweakable circular correlation robust where pi is ideal.
-    round_keys: uint64 (11, 2); 0 <= tweak, tweak + n <= 2^64; x, out: uint64 (n, 2), C order, may be one array.
+    round_keys: uint64 (11, 2); 0 <= tweak, tweak + n <= 2^63; x, out: uint64 (n, 2), C order, may be one array.
     """
+    check_blocks(round_keys, x, out)
     n = x.shape[0]
     once = np.empty((n, 2), np.uint64)
     encrypt_blocks(round_keys, x, once)

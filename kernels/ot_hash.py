@@ -4,7 +4,7 @@ Row i of the sender is q[i], of the receiver t[i] = q[i] ^ c[i] delta with its c
 Petrank 2003). H(i, x) = ``tccr_hash``(x, tweak + i): the sender's two strings of row i are H(i, q[i]) and
 H(i, q[i] ^ delta), the receiver's is H(i, t[i]). A tweak is never used twice under one delta.
 
-Everywhere: round_keys uint64 (11, 2); q, t uint64 (n, 2), C order; delta uint64 (2,); 0 <= tweak, tweak + n <= 2^64.
+Everywhere: round_keys uint64 (11, 2); q, t uint64 (n, 2), C order; delta uint64 (2,); 0 <= tweak, tweak + n <= 2^63.
 No branch or index depends on rows, delta or choices.
 """
 
@@ -31,6 +31,8 @@ def _hash_both(
     h1: npt.NDArray[np.uint64],
 ) -> None:
     """h0[i] = H(i, q[i]), h1[i] = H(i, q[i] ^ delta)."""
+    if delta.shape[0] != 2:
+        raise ValueError("delta is uint64 (2,)")
     tccr_hash(round_keys, q, tweak, h0)
     for i in range(q.shape[0]):
         h1[i, 0] = q[i, 0] ^ delta[0]
