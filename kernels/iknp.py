@@ -24,18 +24,19 @@ def receiver_rows(keys0: Words, keys1: Words, counter: int, choices: Words, colu
     w even. Writes columns: uint64 (128, w) and rows: uint64 (64 w, 2). No branch or index depends on keys or choices.
     """
     words = len(choices)
-    tile = np.empty((WIDTH, TILE // 2, 2), np.uint64)
-    flat = tile.reshape(WIDTH, TILE)
+    space = np.empty(WIDTH * TILE, np.uint64)
     other = np.empty((TILE // 2, 2), np.uint64)
     mask = other.reshape(TILE)
     for first in range(0, words, TILE):
         n = min(TILE, words - first)
+        tile = space[: WIDTH * n].reshape(WIDTH, n)
+        blocks = space[: WIDTH * n].reshape(WIDTH, n // 2, 2)
         for i in range(WIDTH):
-            ctr_keystream(keys0[i], counter + first // 2, tile[i, : n // 2])
+            ctr_keystream(keys0[i], counter + first // 2, blocks[i])
             ctr_keystream(keys1[i], counter + first // 2, other[: n // 2])
             for v in range(n):
-                columns[i, first + v] = flat[i, v] ^ mask[v] ^ choices[first + v]
-        rows[64 * first : 64 * (first + n)] = transpose_128(flat[:, :n])
+                columns[i, first + v] = tile[i, v] ^ mask[v] ^ choices[first + v]
+        rows[64 * first : 64 * (first + n)] = transpose_128(tile)
 
 
 @linked
@@ -46,13 +47,14 @@ def sender_rows(keys: Words, delta: Words, counter: int, columns: Words, rows: W
     Writes rows: uint64 (64 w, 2). No branch or index depends on keys or delta.
     """
     words = columns.shape[1]
-    tile = np.empty((WIDTH, TILE // 2, 2), np.uint64)
-    flat = tile.reshape(WIDTH, TILE)
+    space = np.empty(WIDTH * TILE, np.uint64)
     for first in range(0, words, TILE):
         n = min(TILE, words - first)
+        tile = space[: WIDTH * n].reshape(WIDTH, n)
+        blocks = space[: WIDTH * n].reshape(WIDTH, n // 2, 2)
         for i in range(WIDTH):
-            ctr_keystream(keys[i], counter + first // 2, tile[i, : n // 2])
+            ctr_keystream(keys[i], counter + first // 2, blocks[i])
             mask = np.uint64(0) - ((delta[i // 64] >> np.uint64(i % 64)) & np.uint64(1))
             for v in range(n):
-                flat[i, v] ^= columns[i, first + v] & mask
-        rows[64 * first : 64 * (first + n)] = transpose_128(flat[:, :n])
+                tile[i, v] ^= columns[i, first + v] & mask
+        rows[64 * first : 64 * (first + n)] = transpose_128(tile)

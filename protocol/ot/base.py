@@ -5,8 +5,8 @@ agreement. Chosen over Chou and Orlandi's "simplest OT" because its two messages
 directions take one round together, and no proof gap has to be argued away.
 
 Group: the prime-order subgroup of edwards25519 (libsodium), generator G, written additively. H_{i,s} hashes a point
-to the group: the sum of two Elligator images of SHA-512 halves (indifferentiable, Brier et al. 2010, eprint
-2009/340), which nobody knows the discrete logarithm of. i is the OT's index, s the slot, and the session id and the
+to the group: the sum of two Elligator images of SHA-512 halves (indifferentiable, Farashahi et al., eprint
+2010/539), which nobody knows the discrete logarithm of. i is the OT's index, s the slot, and the session id and the
 direction are hashed too.
 
 Sender ends with keys (k_0, k_1), Receiver with a random bit c and k_c, per OT.

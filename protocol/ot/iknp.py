@@ -1,8 +1,8 @@
 """Random correlated OT, extended from 128 base OTs: IKNP.
 
 Ishai, Kilian, Nissim and Petrank, "Extending Oblivious Transfers Efficiently" (CRYPTO 2003), figure 1, in the
-correlated and streamed form of Asharov, Lindell, Schneider and Zohner (CCS 2013, eprint 2016/602, protocols 52, 53:
-seeds instead of long base messages, so that only one column vector u is sent).
+correlated form of Asharov, Lindell, Schneider and Zohner (CCS 2013, eprint 2013/552: base OTs of seeds, so that one
+vector of columns is sent instead of two).
 
 Base OTs run the other way: the Sender chose delta (128 bits) in them and holds k_{i, delta_i}; the Receiver holds
 k_{i,0} and k_{i,1}. G(k) is AES-128 in counter mode. For n correlated OTs the Receiver ends with random bits x_j and
@@ -37,8 +37,8 @@ Words = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
 
 WIDTH = 128
-# Rows that one message may bring: 2 MiB of columns. Longer vectors go in chunks.
-CHUNK = 1 << 17
+# Rows that one message may bring: 1 MiB of columns. Longer vectors go in chunks.
+CHUNK = 1 << 16
 
 
 @message("iknp")
