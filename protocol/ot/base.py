@@ -2,7 +2,7 @@
 
 Masny and Rindal, "Endemic Oblivious Transfer" (CCS 2019, eprint 2019/706), figure 8, with Diffie-Hellman as the key
 agreement. Chosen over Chou and Orlandi's "simplest OT" because its two messages do not depend on each other: both
-directions take one round together, and no proof gap has to be argued away.
+directions take one round together.
 
 Group: the prime-order subgroup of edwards25519 (libsodium), generator G, written additively. H_{i,s} hashes a point
 to the group: the sum of two Elligator images of SHA-512 halves (indifferentiable, Farashahi et al., eprint
@@ -56,7 +56,7 @@ class BaseMessage:
     points: Bytes = array("uint8", 3)
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclasses.dataclass(frozen=True, slots=True, repr=False)
 class BaseOts:
     """One party's outcome.
 

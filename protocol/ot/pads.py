@@ -7,7 +7,7 @@
 TMMO of Guo, Katz, Wang and Yu, "Efficient and Secure Multiparty Computation from Fixed-Key Block Ciphers" (S&P 2020,
 eprint 2019/074), section 7.4.
 
-Assumption: H is a tweakable circular correlation robust hash (their section 3): for a uniform secret delta,
+Assumption: H is a tweakable circular correlation robust hash: for a uniform secret delta,
 H(j, x ^ delta) looks random for all (j, x) together, which they prove for pi an ideal permutation. What the Receiver
 did not choose, H(j, t_j ^ delta), is of that form. (Plain correlation robustness would do for random OTs; circular is
 what the construction gives.) It holds only while no tweak serves twice under one delta: ``HashKeys`` hands out each
@@ -15,7 +15,7 @@ number once.
 
 Loss: with C hash values under one permutation, an attacker who evaluates it p times finds delta with probability about
 p C / 2^128, and shares that work over all sessions that use the same key (Guo, Katz, Wang, Weng and Yu, "Better
-Concrete Security for Half-Gates Garbling", CRYPTO 2020, eprint 2019/1168, section 3). Their remedy, taken here: many
+Concrete Security for Half-Gates Garbling", CRYPTO 2020, eprint 2019/1168). Their remedy, taken here: many
 keys. Every chunk of at most 2^16 rows has its own, SHA-256 of a label, the session key (fresh from the base OTs of
 every set-up), the direction and the chunk's first tweak. So C is at most 2^17 however many OTs are made, and no work
 serves two sessions. Furthermore the attack reads all 128 bits of a hash value, and of ours at most 64 are ever used.
