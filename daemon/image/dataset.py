@@ -23,12 +23,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcd.daemon.errors import BadInput
+from mpcd.daemon.files import write_private
 from mpcd.daemon.image import dicom, labels, preprocess
 from mpcd.daemon.image.recipe import Recipe
 
 FORMAT = 1
 SALT_BYTES = 32
-EXAMPLES = 5
 
 _TAG = b"mpcd data set commitment, version 1\n"
 
@@ -123,7 +123,7 @@ class Dataset:
             )
 
     def load_image(self, entry: Entry, recipe: Recipe) -> npt.NDArray[np.float32]:
-        """The image as float32 (channels, size, size). Raises ImageChanged unless the file is byte for byte the same."""
+        """The image as float32 (channels, size, size). Raises ImageChanged if a byte differs."""
         path = Path(self.folder, entry.path)
         try:
             data = dicom.read_bytes(path)
@@ -158,18 +158,7 @@ class Dataset:
     def save(self, path: Path) -> None:
         """Write the index atomically, readable by this user only."""
         document = {"format": FORMAT, **dataclasses.asdict(self), "salt": self.salt.hex(), "digest": self.digest}
-        temporary = path.with_name(f".{path.name}.new")
-        temporary.unlink(missing_ok=True)
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(json.dumps(document, ensure_ascii=False, indent=1).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+        write_private(path, json.dumps(document, ensure_ascii=False, indent=1).encode())
 
 
 _AGAIN = "put the file back, or add the data set again under a new name"

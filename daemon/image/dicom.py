@@ -11,7 +11,9 @@ Reading gives the grey values that a radiologist's screen would start from, in t
 Without a window, and with an identity or linear rescale, that is stored / (2^BitsStored - 1) for unsigned pixels.
 
 Each transfer syntax has one decoder, whatever else is installed: the same file gives the same pixels everywhere.
-(Chosen by fuzzing as well: GDCM, and the RLE decoder of imagecodecs, end the process on some damaged files.) Errors say why a file cannot be used; ``reason`` is the stable word that skipped files are counted under.
+They were chosen by fuzzing as well: GDCM, and the RLE decoder of imagecodecs, end the process on some damaged files.
+
+Errors say why a file cannot be used; ``reason`` is the stable word that skipped files are counted under.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from pydicom import uid
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate, generate_frames
 from pydicom.errors import InvalidDicomError
-from pydicom.pixels import get_decoder
+from pydicom.pixels.decoders.base import get_decoder
 from pydicom.pixels.processing import apply_modality_lut, apply_voi
 
 from mpcd.daemon.errors import BadInput
@@ -243,10 +245,9 @@ def _codes(header: Dataset, allocated: int) -> npt.NDArray[np.int32]:
     syntax = header.file_meta.TransferSyntaxUID
     if syntax in _UNALIGNED:
         plugin = "pydicom" if syntax == uid.RLELossless else ""
-        array, _ = get_decoder(syntax).as_array(
-            header, index=0, raw=True, correct_unused_bits=False, decoding_plugin=plugin
-        )
-        return array.astype(np.int32)
+        options: dict[str, Any] = {"correct_unused_bits": False, "decoding_plugin": plugin}
+        array, _ = get_decoder(syntax).as_array(header, index=0, raw=True, **options)
+        return np.asarray(array).astype(np.int32)
     frame = next(generate_frames(header.PixelData, number_of_frames=1)).rstrip(b"\0")
     if not frame.endswith(b"\xff\xd9"):  # EOI and EOC; the decoders would fill what is missing with grey
         raise ValueError("the compressed image is cut short")
@@ -314,7 +315,8 @@ def _windowed(header: Dataset, values: npt.NDArray[np.float64]) -> npt.NDArray[n
     """The first window, to [0, 1]: PS3.3 C.11.2.1.2.1 (LINEAR), C.11.2.1.3.1 (SIGMOID), C.11.2.1.3.2 (LINEAR_EXACT)."""
     centre, width = _first(header.WindowCenter), _first(header.WindowWidth)
     function = str(header.get("VOILUTFunction") or "LINEAR").upper()
-    if not (math.isfinite(centre) and math.isfinite(width) and width >= 1 or function != "LINEAR" and width > 0):
+    narrowest = 1.0 if function == "LINEAR" else math.ulp(0.0)
+    if not (math.isfinite(centre) and math.isfinite(width) and width >= narrowest):
         raise ValueError(f"window centre {centre}, width {width} are not usable")
     if function == "SIGMOID":
         return np.asarray(1.0 / (1.0 + np.exp(-4.0 * (values - centre) / width)), dtype=np.float64)
@@ -388,7 +390,7 @@ def write(
     sop_class = uid.DigitalXRayImageStorageForPresentation if modality == "DX" else uid.ComputedRadiographyImageStorage
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = sop_class
-    meta.MediaStorageSOPInstanceUID = instance_uid
+    meta.MediaStorageSOPInstanceUID = uid.UID(instance_uid)
     meta.TransferSyntaxUID = SYNTAXES[syntax]
     header = Dataset()
     header.file_meta = meta

@@ -1,13 +1,13 @@
 """Labels from a CSV file, and which image each row belongs to.
 
 The first row names the columns. Rows are joined to images by ``SOPInstanceUID`` where the file has that column, and by
-file name (``Image Index``, ``File Name``, ``Path``, ...) where it has that; by UID first where it has both. File names are
-compared without their folder and image extension, so ``00027438_000.png`` labels ``00027438_000.dcm``.
+file name (``Image Index``, ``File Name``, ``Path``, ...) where it has that; by UID first where it has both. File
+names are compared without their folder and image extension, so ``00027438_000.png`` labels ``00027438_000.dcm``.
 
 Findings come in one of two forms:
 
-* one column ``Finding Labels``, findings separated by ``|`` and ``No Finding`` where there is none. The list is complete:
-  a finding that is not listed is negative.
+* one column ``Finding Labels``, findings separated by ``|`` and ``No Finding`` where there is none. The list is
+  complete: a finding that is not listed is negative.
 * a column per finding: 1 present, 0 absent, -1 uncertain, blank unknown (``1.0`` and so on are read as well). Uncertain
   and unknown are the same to us: the image is left out of that finding's AUROC. Columns with anything else in them
   (age, view, ...) are no findings; they are listed as ignored. A stray word in a column that is otherwise a finding's
@@ -33,7 +33,6 @@ FILE_COLUMNS = ("image_index", "file_name", "filename", "file", "path", "image",
 LIST_COLUMNS = ("finding_labels", "findings", "labels")
 NOT_FINDINGS = ("patient_id", "study_id", "subject_id", "series_id", "age", "patient_age", "sex", "follow_up_#")
 NO_FINDING = "no_finding"
-EXAMPLES = 5
 
 _VALUES = {1.0: True, 0.0: False, -1.0: None}
 _EXTENSIONS = (".dcm", ".dicom", ".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -206,7 +205,7 @@ def _find(columns: list[str], names: tuple[str, ...]) -> int | None:
 
 
 def _listed(cells: list[str]) -> tuple[list[str], list[dict[str, bool]]]:
-    """The ``Finding Labels`` form. A blank cell says nothing about the image; ``No Finding`` says that all are absent."""
+    """The ``Finding Labels`` form. A blank cell says nothing; ``No Finding`` says that all are absent."""
     spelled: dict[str, str] = {}
     rows = []
     for cell in cells:

@@ -98,7 +98,7 @@ class Recipe:
 
     def to_toml(self) -> str:
         """TOML that ``parse`` reads back to an equal recipe."""
-        tables = {
+        tables: dict[str, dict[str, Any]] = {
             "pixels": {"range": self.range, "low": self.low, "high": self.high},
             "geometry": {"crop": self.crop, "size": self.size, "interpolation": self.interpolation},
             "channels": {"count": self.channels, "mean": list(self.mean), "std": list(self.std)},

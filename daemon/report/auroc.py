@@ -1,9 +1,9 @@
 """Area under the ROC curve with DeLong's variance, confidence interval and paired test.
 
 AUROC is the chance that a random positive scores above a random negative, a tie counting one half (Mann-Whitney).
-Variance, covariance and test: DeLong, DeLong, Clarke-Pearson, "Comparing the areas under two or more correlated receiver
-operating characteristic curves", Biometrics 44 (1988), from structural components. These are computed from midranks in
-O(n log n): Sun, Xu, "Fast implementation of DeLong's algorithm", IEEE Signal Processing Letters 21 (2014).
+Variance, covariance and test: DeLong, DeLong, Clarke-Pearson, "Comparing the areas under two or more correlated
+receiver operating characteristic curves", Biometrics 44 (1988), from structural components. These are computed from
+midranks in O(n log n): Sun, Xu, "Fast implementation of DeLong's algorithm", IEEE Signal Processing Letters 21 (2014).
 
 With m positives and n negatives, midranks T of all scores, and X, Y of the positives and negatives among themselves:
 
