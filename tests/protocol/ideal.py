@@ -55,7 +55,7 @@ class IdealSource:
         self.taken: tuple[Need, ...] = ()
 
     def take(self, need: Need) -> Any:
-        correlation = self._dealer.deal(len(self.taken), need)[self._party]
+        correlation = self._dealer.deal(len(self.taken), need, self._party)
         self.taken += (need,)
         return correlation
 
@@ -64,17 +64,18 @@ class _Dealer:
     def __init__(self, seed: int, multiply: Multiply | None) -> None:
         self._rng = np.random.default_rng(seed)
         self._multiply = multiply
-        self._dealt: list[tuple[Need, Any]] = []
+        self._dealt: list[tuple[Need, list[Any]]] = []
 
-    def deal(self, index: int, need: Need) -> Any:
+    def deal(self, index: int, need: Need, party: int) -> Any:
         if index == len(self._dealt):
-            self._dealt.append((need, self._make(need)))
-        asked, correlation = self._dealt[index]
+            self._dealt.append((need, list(self._make(need))))
+        asked, halves = self._dealt[index]
         if asked != need:
             raise CorrelationError(f"correlation {index} is {asked}, not {need}")
-        return correlation
+        half, halves[party] = halves[party], None
+        return half
 
-    def _make(self, need: Need) -> Any:
+    def _make(self, need: Need) -> tuple[Any, Any]:
         rng = self._rng
         if isinstance(need, LeafNeed):
             assert 1 <= need.block <= 4
