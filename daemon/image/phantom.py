@@ -6,7 +6,7 @@ A phantom is a torso with lungs, ribs, spine, heart and diaphragm, jittered and 
 * Effusion: the base of one lung is opaque, its angle blunted by a meniscus;
 * Mass: a round opacity in one lung.
 
-The same seed gives the same images and labels with any release of NumPy that keeps PCG64's stream. As a cohort they come
+The same seed gives the same images and labels wherever NumPy draws the same PCG64 stream. As a cohort they come
 as DICOM in all the transfer syntaxes, photometric interpretations and depths that mpcd reads::
 
     python -m mpcd.daemon.image.phantom FOLDER --images 24 --seed 1
