@@ -8,7 +8,7 @@
     budget = 1000              # of all sessions of this peer with this model; default: max_images
 
     [offline]
-    max_units = 100            # how many unused units a peer may have this daemon make and keep, for each model
+    max_units = 2000           # unused units of one model that a peer may have this daemon make; default
 
 Outputs give a model away bit by bit (extraction by many queries); a budget is the bound on that.
 """
@@ -22,7 +22,7 @@ from typing import Any
 
 from mpcd.daemon.errors import ConfigError
 
-DEFAULT_MAX_UNITS = 100
+DEFAULT_MAX_UNITS = 2000
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -2,8 +2,8 @@
 
 A unit is a one-time pad for one image: reuse is the worst bug this program can have. So the ledger is SQLite with
 ``synchronous=FULL``: when ``spend`` returns, the mark is on the disk. What may happen to a unit is in the schema below
-as CHECKs and triggers, not only in Python: no program that opens this file can take a unit out of ``spent`` or ``burnt``,
-delete it, or insert it again.
+as CHECKs and triggers, not only in Python: no program that opens this file can take a unit out of ``spent`` or
+``burnt``, delete it, or insert it again.
 
     making --ready()--> ready --spend()--> spent (then opened once)
        \\--burn()-------/ \\--burn()--> burnt

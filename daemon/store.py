@@ -1,7 +1,7 @@
 """A unit's correlations on disk: bit-packed, written once, read once.
 
-``units/<id>/matrix.bin`` holds the matrix triples in the plan's order, ``units/<id>/pads.bin`` everything that came from
-oblivious transfer. A file is a header (magic, unit id; matrix.bin: this party's 16-byte mask seed) and sections:
+``units/<id>/matrix.bin`` holds the matrix triples in the plan's order, ``units/<id>/pads.bin`` everything that came
+from oblivious transfer. A file is a header (magic, unit id; matrix.bin: this party's 16-byte mask seed) and sections:
 
     u32 length of the need | need (msgpack) | payload, whole 8-byte words | u32 CRC-32 of the payload
 
@@ -101,13 +101,13 @@ class UnitStore:
 
 
 class UnitWriter:
-    """Takes one unit's correlations as they are made: its matrix triples first, then the others, in the plan's order."""
+    """Takes one unit's correlations as they are made: matrix triples first, then the others, in the plan's order."""
 
     def __init__(self, folder: Path, unit: bytes, party: int, seed: bytes, plan: Sequence[Need]) -> None:
         if len(unit) != 16 or len(seed) != 16:
             raise ValueError("a unit's id and seed have 16 bytes each")
         self._party = party
-        self._expected = [need for need in plan if isinstance(need, MatrixNeed)]
+        self._expected: list[Need] = [need for need in plan if isinstance(need, MatrixNeed)]
         self._expected += [need for need in plan if not isinstance(need, MatrixNeed)]
         self._next = 0
         self._lock = threading.Lock()
@@ -132,7 +132,7 @@ class UnitWriter:
                 file.write(_LENGTH.pack(len(described)) + described)
                 crc = 0
                 for words in _encode(need, correlation, self._party):
-                    data = memoryview(words).cast("B")
+                    data = words.view(np.uint8).data
                     crc = zlib.crc32(data, crc)
                     file.write(data)
                     self.bytes_written += len(data)
@@ -203,7 +203,7 @@ class UnitReader:
             parts = [np.frombuffer(_exactly(file, 8 * size), np.uint64) for size in _part_words(need, self._party)]
             crc = 0
             for part in parts:
-                crc = zlib.crc32(memoryview(part).cast("B"), crc) if part.size else crc
+                crc = zlib.crc32(part.view(np.uint8).data, crc)
             if _LENGTH.unpack(_exactly(file, _LENGTH.size))[0] != crc:
                 raise CorrelationError(f"{need}: the unit's file is damaged")
         return self._decode(need, parts)

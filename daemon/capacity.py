@@ -1,0 +1,108 @@
+"""What work will take, and refusing what does not fit before it begins."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import psutil
+
+from mpcd.daemon.errors import NotEnough
+from mpcd.daemon.records import Records
+from mpcd.protocol import preprocessing
+from mpcd.protocol.channel import DATA_OWNER
+from mpcd.protocol.network import Network
+
+BATCH = 16  # images whose matrix triples share ciphertexts
+
+# Correlated OTs a second with two processors, both parties on one machine: a guess until this peer was measured.
+GUESS = {"offline": 2_000_000.0, "online": 6_000_000.0}
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class JobEstimate:
+    """``offline_*``, disk and ``seconds``: for the missing units; ``online_*``: for all images."""
+
+    images: int
+    ready: int
+    missing: int
+    cots: int
+    offline_bytes: int
+    online_bytes: int
+    disk_bytes: int
+    peer_disk_bytes: int
+    memory_bytes: int
+    seconds: float
+    online_seconds: float
+    disk_free_bytes: int
+    measured: bool
+
+    def in_words(self) -> str:
+        return (
+            f"{self.missing} of {self.images} units to make: about {max(1, round(self.seconds / 60))} min,"
+            f" {size(self.offline_bytes)} over the link, {size(self.disk_bytes)} of disk"
+        )
+
+
+def size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def estimate(
+    network: Network, party: int, images: int, ready: int, free: int, records: Records, peer: str
+) -> JobEstimate:
+    """For ``images`` images of which ``ready`` units exist. ``peer``: fingerprint, whose measured speed counts."""
+    missing = max(0, images - ready)
+    offline = preprocessing.estimate(network, missing, BATCH)
+    online = preprocessing.estimate(network, images, BATCH)
+    rates = {phase: records.rate(peer, phase) for phase in GUESS}
+    disk = (offline.disk_bytes_model_owner, offline.disk_bytes_data_owner)
+    return JobEstimate(
+        images=images,
+        ready=ready,
+        missing=missing,
+        cots=offline.cots,
+        offline_bytes=offline.offline_bytes,
+        online_bytes=online.online_bytes,
+        disk_bytes=disk[party],
+        peer_disk_bytes=disk[1 - party],
+        memory_bytes=online.memory_bytes,
+        seconds=offline.cots / (rates["offline"] or GUESS["offline"]),
+        online_seconds=online.cots / (rates["online"] or GUESS["online"]),
+        disk_free_bytes=free,
+        measured=rates["offline"] is not None,
+    )
+
+
+def disk_bytes(network: Network, party: int, images: int) -> int:
+    found = preprocessing.estimate(network, images, BATCH)
+    return found.disk_bytes_data_owner if party == DATA_OWNER else found.disk_bytes_model_owner
+
+
+def check_disk(needed: int, free: int, reserve_gib: float) -> None:
+    """Raise NotEnough when writing ``needed`` bytes would leave less than the reserve."""
+    reserve = int(reserve_gib * GIB)
+    if needed + reserve > free:
+        raise NotEnough(
+            f"too little disk: {size(needed)} needed and {size(reserve)} kept in reserve, {size(free)} free",
+            "free some space, ask for fewer images, or lower limits.disk_reserve_gib",
+        )
+
+
+def check_memory(needed: int, limit_gib: float) -> None:
+    """Raise NotEnough when ``needed`` bytes are more than allowed, or than this machine has left.
+
+    What this process holds already (kernels, buffers it will use again) counts as available to it.
+    """
+    limit = int(limit_gib * GIB)
+    if needed > limit:
+        raise NotEnough(
+            f"too little memory allowed: {size(needed)} needed, limits.memory_gib allows {size(limit)}",
+            "raise limits.memory_gib in mpcd.toml",
+        )
+    available = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    if needed > available:
+        raise NotEnough(
+            f"too little memory: {size(needed)} needed, {size(available)} available",
+            "close other programs, or use a machine with more memory",
+        )

@@ -1,0 +1,99 @@
+"""What the parts of one daemon share."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mpcd.daemon import approval
+from mpcd.daemon.config import Config, Paths
+from mpcd.daemon.errors import ProtocolViolation
+from mpcd.daemon.identity import Identity
+from mpcd.daemon.jobs import Jobs
+from mpcd.daemon.ledger import Ledger
+from mpcd.daemon.library import Library
+from mpcd.daemon.peers import Peers
+from mpcd.daemon.records import Records
+from mpcd.daemon.store import UnitStore
+from mpcd.daemon.version import software_digest
+
+if TYPE_CHECKING:
+    from mpcd.daemon.link import PeerNetwork
+
+R = TypeVar("R")
+
+
+class Mismatch(ProtocolViolation):
+    """The two sides do not agree."""
+
+    code = "mismatch"
+
+    @classmethod
+    def of(cls, what: str, ours: object, theirs: object) -> Mismatch:
+        return cls(
+            f"{what}: here {ours}, at the peer {theirs}",
+            "both sides must mean the same model, recipe and version; start a new session once they do",
+        )
+
+
+@dataclasses.dataclass
+class Context:
+    """``net`` is set once the network exists, before it starts."""
+
+    paths: Paths
+    config: Config
+    identity: Identity
+    peers: Peers
+    ledger: Ledger
+    store: UnitStore
+    records: Records
+    library: Library
+    jobs: Jobs
+    executor: ThreadPoolExecutor
+    software: str
+    net: PeerNetwork = dataclasses.field(init=False)
+
+    @classmethod
+    def open(cls, paths: Paths, config: Config, identity: Identity, peers: Peers) -> Context:
+        """Open the state folder; what a crash left half-made is burnt and removed here."""
+        ledger = Ledger(paths.state / "ledger.sqlite")
+        store = UnitStore(paths.state / "units")
+        ledger.burn_unfinished()
+        ledger.burn([u for u in ledger.all_ready() if not store.complete(u)], "its files are missing")
+        store.sweep(ledger.all_ready())
+        return cls(
+            paths=paths,
+            config=config,
+            identity=identity,
+            peers=peers,
+            ledger=ledger,
+            store=store,
+            records=Records(paths.state / "sessions.sqlite"),
+            library=Library(paths.state),
+            jobs=Jobs(),
+            executor=ThreadPoolExecutor(max(2, config.limits.threads), "kernel"),
+            software=software_digest(),
+        )
+
+    def close(self) -> None:
+        self.executor.shutdown(wait=True, cancel_futures=True)
+        self.ledger.close()
+        self.records.close()
+
+    @property
+    def policy(self) -> approval.Policy:
+        """Read anew each time: an edit counts from the next decision on."""
+        return approval.load(self.paths.state / "policy.toml")
+
+
+async def aside(function: Callable[..., R], *args: Any) -> R:
+    """Run what waits for the disk in a thread, to its end even if the caller is cancelled meanwhile."""
+    future = asyncio.get_running_loop().run_in_executor(None, function, *args)
+    try:
+        return await asyncio.shield(future)
+    except asyncio.CancelledError:
+        await asyncio.wait([future])
+        raise

@@ -1,0 +1,273 @@
+"""What this daemon knows about sessions, kept through crashes: one SQLite file.
+
+A session's state moves along the arrows only (a trigger sees to it); an image's result is written once.
+
+    proposed -> approved -> offline <-> online -> done
+    proposed -> denied                  any but the final -> failed | cancelled
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from mpcd.daemon.errors import Conflict, NotFound
+
+DATA_OWNER_ROLE = "data-owner"
+MODEL_OWNER_ROLE = "model-owner"
+FINAL = ("done", "denied", "failed", "cancelled")
+RUNNING = ("approved", "offline", "online")
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS session (
+    id         TEXT PRIMARY KEY CHECK (length(id) = 32),
+    role       TEXT NOT NULL CHECK (role IN ('data-owner', 'model-owner')),
+    peer       TEXT NOT NULL,
+    state      TEXT NOT NULL CHECK (state IN
+                   ('proposed', 'approved', 'offline', 'online', 'done', 'denied', 'failed', 'cancelled')),
+    reason     TEXT NOT NULL DEFAULT '',
+    terms      TEXT NOT NULL,
+    own        TEXT NOT NULL,
+    approved_by TEXT NOT NULL DEFAULT '',
+    peer_software TEXT NOT NULL DEFAULT '',
+    attempts   INTEGER NOT NULL DEFAULT 0,
+    created    REAL NOT NULL,
+    started    REAL,
+    finished   REAL,
+    offline_seconds REAL NOT NULL DEFAULT 0,
+    offline_bytes   INTEGER NOT NULL DEFAULT 0,
+    online_seconds  REAL NOT NULL DEFAULT 0,
+    online_bytes    INTEGER NOT NULL DEFAULT 0
+);
+CREATE TRIGGER IF NOT EXISTS session_moves BEFORE UPDATE OF state ON session BEGIN
+    SELECT RAISE(ABORT, 'no such way from this state') WHERE OLD.state <> NEW.state AND (
+        OLD.state IN ('done', 'denied', 'failed', 'cancelled')
+        OR NEW.state = 'proposed'
+        OR (NEW.state IN ('approved', 'denied') AND OLD.state <> 'proposed')
+        OR (NEW.state IN ('offline', 'online', 'done') AND OLD.state = 'proposed')
+    );
+END;
+CREATE TRIGGER IF NOT EXISTS terms_stay BEFORE UPDATE OF id, role, peer, terms ON session BEGIN
+    SELECT RAISE(ABORT, 'what was agreed stays');
+END;
+CREATE TABLE IF NOT EXISTS image (
+    session    TEXT NOT NULL REFERENCES session (id),
+    number     INTEGER NOT NULL,
+    logits     BLOB,
+    at         REAL NOT NULL,
+    PRIMARY KEY (session, number)
+);
+CREATE TRIGGER IF NOT EXISTS image_stays BEFORE UPDATE ON image BEGIN
+    SELECT RAISE(ABORT, 'a result is written once');
+END;
+CREATE TABLE IF NOT EXISTS rate (
+    peer       TEXT NOT NULL,
+    phase      TEXT NOT NULL CHECK (phase IN ('offline', 'online')),
+    per_second REAL NOT NULL,
+    PRIMARY KEY (peer, phase)
+);
+"""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Terms:
+    """What both parties agree to; an approval binds exactly this. Equal on both sides, byte for byte."""
+
+    model: str
+    images: int
+    reveal: str
+    model_commitment: str
+    dataset_commitment: str
+    network_digest: str
+    recipe_digest: str
+    ring: str
+    protocol: int
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Session:
+    """One row. ``own``: what is nobody else's business (the data set's name, its images)."""
+
+    id: str
+    role: str
+    peer: str
+    state: str
+    reason: str
+    terms: Terms
+    own: dict[str, Any]
+    approved_by: str
+    peer_software: str
+    attempts: int
+    created: float
+    started: float | None
+    finished: float | None
+    offline_seconds: float
+    offline_bytes: int
+    online_seconds: float
+    online_bytes: int
+    done: int
+
+    @property
+    def over(self) -> bool:
+        return self.state in FINAL
+
+
+class Records:
+    """Thread-safe. Writing waits for the disk."""
+
+    def __init__(self, path: Path) -> None:
+        self._lock = threading.RLock()
+        old_mask = os.umask(0o077)
+        try:
+            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
+        finally:
+            os.umask(old_mask)
+        self._db.row_factory = sqlite3.Row
+        self._db.execute("PRAGMA journal_mode = WAL")
+        self._db.execute("PRAGMA synchronous = FULL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        with self._lock:
+            self._db.close()
+
+    def add(self, id: str, role: str, peer: str, terms: Terms, own: dict[str, Any], software: str) -> Session:
+        with self._commit() as db:
+            db.execute(
+                "INSERT INTO session (id, role, peer, state, terms, own, peer_software, created) "
+                "VALUES (?, ?, ?, 'proposed', ?, ?, ?, ?)",
+                (id, role, peer, json.dumps(terms.as_dict()), json.dumps(own), software, time.time()),
+            )
+        return self.get(id)
+
+    def get(self, id: str) -> Session:
+        """Raises NotFound."""
+        found = self._select("WHERE session.id = ?", id)
+        if not found:
+            raise NotFound(f"there is no session {id}", "mpcctl session list shows them")
+        return found[0]
+
+    def find(self, beginning: str) -> Session:
+        """By an unambiguous beginning of its id. Raises NotFound, Conflict."""
+        if not beginning or any(c not in "0123456789abcdef" for c in beginning):
+            raise NotFound(f"{beginning!r} is not a session's id", "mpcctl session list shows them")
+        found = self._select("WHERE session.id >= ? AND session.id < ?", beginning, beginning + "g")
+        if not found:
+            raise NotFound(f"there is no session {beginning}", "mpcctl session list shows them")
+        if len(found) > 1:
+            raise Conflict(f"{len(found)} sessions begin with {beginning}", "give more of the id")
+        return found[0]
+
+    def all(self) -> list[Session]:
+        """Newest first."""
+        return self._select("ORDER BY created DESC")
+
+    def move(self, id: str, state: str, reason: str = "", approved_by: str | None = None) -> Session:
+        """Raises Conflict when the session's state does not allow it. To the state it has: only the reason changes."""
+        now = time.time()
+        try:
+            with self._commit() as db:
+                db.execute(
+                    "UPDATE session SET state = ?, reason = ?, approved_by = coalesce(?, approved_by), "
+                    "started = CASE WHEN ? AND started IS NULL THEN ? ELSE started END, "
+                    "finished = CASE WHEN ? AND finished IS NULL THEN ? ELSE finished END WHERE id = ?",
+                    (state, reason[:500], approved_by, state in ("offline", "online"), now, state in FINAL, now, id),
+                )
+        except sqlite3.IntegrityError as error:
+            raise Conflict(f"session {id[:12]} is {self.get(id).state}: it cannot become {state}") from error
+        return self.get(id)
+
+    def note(self, id: str, reason: str) -> None:
+        """What it waits for or last met with; the state stays."""
+        with self._commit() as db:
+            db.execute("UPDATE session SET reason = ? WHERE id = ?", (reason[:500], id))
+
+    def set_peer_software(self, id: str, software: str) -> None:
+        with self._commit() as db:
+            db.execute("UPDATE session SET peer_software = ? WHERE id = ?", (software[:100], id))
+
+    def attempt(self, id: str) -> None:
+        with self._commit() as db:
+            db.execute("UPDATE session SET attempts = attempts + 1 WHERE id = ?", (id,))
+
+    def spent_time(self, id: str, phase: str, seconds: float, size: int) -> None:
+        assert phase in ("offline", "online")
+        with self._commit() as db:
+            db.execute(
+                f"UPDATE session SET {phase}_seconds = {phase}_seconds + ?, {phase}_bytes = {phase}_bytes + ? "
+                "WHERE id = ?",
+                (seconds, size, id),
+            )
+
+    def image_done(self, id: str, number: int, logits: Sequence[int] | None) -> None:
+        """The data owner's integers of one image, or (model owner) only that it was served; the first time counts."""
+        blob = None if logits is None else json.dumps([int(x) for x in logits]).encode()
+        with self._commit() as db:
+            db.execute("INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?)", (id, number, blob, time.time()))
+
+    def results(self, id: str) -> dict[int, list[int] | None]:
+        with self._lock:
+            rows = self._db.execute("SELECT number, logits FROM image WHERE session = ?", (id,)).fetchall()
+        return {row["number"]: None if row["logits"] is None else json.loads(row["logits"]) for row in rows}
+
+    def images_asked(self, peer: str, model_commitment: str) -> int:
+        """Images of this peer's sessions with this model that were approved, whatever became of them."""
+        return sum(
+            max(session.terms.images, session.done)
+            for session in self.all()
+            if session.role == MODEL_OWNER_ROLE
+            and session.peer == peer
+            and session.terms.model_commitment == model_commitment
+            and session.state not in ("proposed", "denied")
+        )
+
+    def learn_rate(self, peer: str, phase: str, per_second: float) -> None:
+        """A measured speed with a peer; newer measurements count half."""
+        with self._commit() as db:
+            db.execute(
+                "INSERT INTO rate VALUES (?, ?, ?) ON CONFLICT (peer, phase) "
+                "DO UPDATE SET per_second = (per_second + excluded.per_second) / 2",
+                (peer, phase, per_second),
+            )
+
+    def rate(self, peer: str, phase: str) -> float | None:
+        with self._lock:
+            row = self._db.execute("SELECT per_second FROM rate WHERE peer = ? AND phase = ?", (peer, phase)).fetchone()
+        return None if row is None else float(row[0])
+
+    def _select(self, where: str, *values: object) -> list[Session]:
+        with self._lock:
+            rows = self._db.execute(
+                "SELECT *, (SELECT count(*) FROM image WHERE image.session = session.id) AS done FROM session " + where,
+                values,
+            ).fetchall()
+        sessions = []
+        for row in rows:
+            fields = {name: row[name] for name in row.keys()}  # noqa: SIM118 - a Row iterates over values
+            fields["terms"] = Terms(**json.loads(fields["terms"]))
+            fields["own"] = json.loads(fields["own"])
+            sessions.append(Session(**fields))
+        return sessions
+
+    @contextmanager
+    def _commit(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._db
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise

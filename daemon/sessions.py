@@ -1,0 +1,687 @@
+"""Sessions: a model on a data set, image by image, through broken links and restarts of either daemon.
+
+The data owner drives. Its record of finished images is on the disk before the next image starts, so a session goes on
+where it was; the image in flight is done again with a fresh unit. The model owner serves images of sessions that it
+approved, never more than agreed, and marks a unit spent before it answers.
+
+One image (data owner first, so that neither reads a unit that the other does not call spent):
+
+1. data owner: spend the oldest unit that both have; ``session.image`` with its id and a fresh job id
+2. model owner: spend it too, answer, open the channel of this job; data owner: open it
+3. both: protocol/executor.infer over the unit, then the model owner sends its share of the scores
+4. data owner: the integers are on the disk
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import os
+import re
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mpcd.daemon import capacity, driver, log
+from mpcd.daemon.agreement import Agreement
+from mpcd.daemon.capacity import BATCH, JobEstimate
+from mpcd.daemon.catalogue import Catalogue
+from mpcd.daemon.context import Context, Mismatch, aside
+from mpcd.daemon.errors import (
+    BadInput,
+    Conflict,
+    LinkError,
+    MpcdError,
+    NotEnough,
+    NotFound,
+    PeerError,
+    ProtocolViolation,
+    Refused,
+)
+from mpcd.daemon.image import preprocess
+from mpcd.daemon.image.dataset import Dataset
+from mpcd.daemon.jobs import Job
+from mpcd.daemon.ledger import Stock
+from mpcd.daemon.library import Model, ring_text
+from mpcd.daemon.offline import Offline
+from mpcd.daemon.records import DATA_OWNER_ROLE, FINAL, MODEL_OWNER_ROLE, RUNNING, Session, Terms
+from mpcd.daemon.store import UnitReader
+from mpcd.daemon.version import PROTOCOL_VERSION
+from mpcd.protocol import executor, preprocessing
+from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER, Channel
+from mpcd.protocol.network import Network, PrivateNumbers
+
+OPEN_TIMEOUT = 60.0
+ASK_AGAIN = 30.0  # whether a proposal was decided; the peer also tells by itself
+NO_ROOM_PAUSE = 30.0
+GRACE = 2.0  # for what has sent its last message and only has to write that down
+PASSING = ("not_enough", "ledger", "internal", "not_found", "busy", "error")  # a peer's errors to try again after
+FAILURES = 8  # units spent in a row without a finished image
+RECENT = 200  # sessions whose end is told again when the peer connects
+
+_log = log.get("sessions")
+
+
+class Sessions:
+    """Both ends of ``session.*``."""
+
+    def __init__(self, context: Context, catalogue: Catalogue, agreement: Agreement, offline: Offline) -> None:
+        self._context = context
+        self._catalogue = catalogue
+        self._agreement = agreement
+        self._offline = offline
+        self._runners: dict[str, asyncio.Task[None]] = {}
+        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._jobs: dict[str, Job] = {}
+        self._woken: dict[str, asyncio.Event] = {}
+        self._background: set[asyncio.Task[None]] = set()
+        self._numbers: tuple[str, PrivateNumbers] | None = None
+        self.handlers = {
+            "session.propose": self._serve_propose,
+            "session.begin": self._serve_begin,
+            "session.image": self._serve_image,
+            "session.states": self._serve_states,
+        }
+
+    def resume(self) -> None:
+        """At start: go on with what the data owner's side has not finished."""
+        for session in self._context.records.all():
+            if session.role == DATA_OWNER_ROLE and not session.over:
+                self._go(session.id)
+
+    async def stop(self) -> None:
+        """At the end of the daemon: sessions stay as they are and go on at the next start."""
+        tasks = [*self._runners.values(), *self._serving.values(), *self._background]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def on_connect(self, peer: str) -> None:
+        """Wake what waits for this peer; tell it what ended meanwhile."""
+        self._wake(lambda session: session.peer == peer)
+        ended = [s for s in self._context.records.all() if s.peer == peer and s.over]
+        self._tell_soon(peer, ended[:RECENT])
+
+    # What the control API calls
+
+    async def start(
+        self, peer: str, name: str, dataset_name: str, images: int | None, reveal: str, estimate_only: bool
+    ) -> tuple[Session | None, JobEstimate]:
+        """Propose a session; returns once the peer has it."""
+        context = self._context
+        if reveal != "scores":
+            raise BadInput(f"{reveal!r} cannot be revealed", "scores can")
+        dataset = await aside(context.library.dataset, dataset_name)
+        model = await self._catalogue.get(peer, name)
+        dataset.check_recipe(model.recipe)
+        images = len(dataset.entries) if images is None else images
+        if not 1 <= images <= len(dataset.entries):
+            raise BadInput(f"{images} images asked for, data set {dataset_name} has {len(dataset.entries)}")
+        estimate = await self._estimate(peer, model, images)
+        if estimate_only:
+            return None, estimate
+        self._check_room(estimate)
+        terms = _terms(model, images, reveal, dataset.commitment)
+        own = {
+            "dataset": dataset_name,
+            "findings": list(model.network.findings),
+            "output_scale": model.network.output_scale,
+        }
+        session = await aside(context.records.add, os.urandom(16).hex(), DATA_OWNER_ROLE, peer, terms, own, "")
+        try:
+            session = await self._propose(session)
+        except MpcdError as error:
+            await aside(context.records.move, session.id, "failed", str(error))
+            raise
+        self._go(session.id)
+        return session, estimate
+
+    async def approve(self, beginning: str) -> Session:
+        return await self._decide(beginning, "approved", "")
+
+    async def deny(self, beginning: str, reason: str) -> Session:
+        return await self._decide(beginning, "denied", reason or "the model owner said no")
+
+    async def cancel(self, beginning: str) -> Session:
+        """On both sides; on the peer's as soon as it is connected."""
+        found = self._context.records.find(beginning)
+        session = await aside(self._context.records.move, found.id, "cancelled", f"by the {found.role}")
+        await self._end(session)
+        self._tell_soon(session.peer, [session])
+        return session
+
+    def job(self, id: str) -> Job:
+        """Whose progress a watcher follows; ends with the session."""
+        if id not in self._jobs:
+            session = self._context.records.get(id)
+            self._jobs[id] = Job(session.peer, session.terms.model)
+            waiting = "for approval" if session.state == "proposed" else "for the data owner"
+            self._jobs[id].report("waiting", session.done, session.terms.images, waiting)
+        return self._jobs[id]
+
+    def describe(self, session: Session) -> dict[str, Any]:
+        """As the control API has it (docs/control-api.md)."""
+        terms = session.terms
+        with contextlib.suppress(NotFound):
+            stock = Stock(
+                self._context.peers.get(session.peer).fingerprint, terms.model_commitment, terms.network_digest
+            )
+            return _describe(session, len(self._context.ledger.ready_units(stock)), self._context.software)
+        return _describe(session, 0, self._context.software)
+
+    # Data owner
+
+    def _go(self, id: str) -> None:
+        task = asyncio.create_task(self._run(id))
+        self._runners[id] = task
+
+        def gone(task: asyncio.Task[None]) -> None:
+            self._runners.pop(id, None)
+            if not task.cancelled() and task.exception() is not None:
+                _log.error("session runner failed", session=id, exc_info=task.exception())
+
+        task.add_done_callback(gone)
+
+    async def _run(self, id: str) -> None:
+        """Until the session is over: again and again from what the disk says, whatever breaks."""
+        context, records, job = self._context, self._context.records, self.job(id)
+        context.jobs.running.add(job)
+        failures, done, pause = 0, -1, 0.5
+        try:
+            while not (session := records.get(id)).over:
+                if session.done > done:
+                    failures, done, pause = 0, session.done, 0.5
+                try:
+                    await self._connected(session, job)
+                    await self._advance(session, job)
+                    continue
+                except asyncio.CancelledError:
+                    raise
+                except LinkError as error:
+                    obstacle: Exception = error
+                except PeerError as error:
+                    if error.code not in PASSING:
+                        await self._fail(id, error)
+                        return
+                    obstacle = error
+                except (BadInput, Mismatch, Refused, Conflict) as error:
+                    await self._fail(id, error)
+                    return
+                except Exception as error:
+                    if not isinstance(error, MpcdError):
+                        _log.error("session met an error", session=id, exc_info=error)
+                    obstacle = error
+                session = records.get(id)
+                if session.over:
+                    return
+                in_words = str(obstacle) or type(obstacle).__name__
+                _log.warning("session interrupted", session=id, reason=in_words, done=session.done)
+                no_room = getattr(obstacle, "code", "") == NotEnough.code
+                if context.net.connected(session.peer) and not no_room:
+                    failures += 1
+                if failures >= FAILURES:
+                    await self._fail(id, MpcdError(f"{failures} attempts in a row failed, the last: {in_words}"))
+                    return
+                await aside(records.note, id, in_words)
+                job.report("waiting", session.done, session.terms.images, in_words)
+                await self._sleep(id, NO_ROOM_PAUSE if no_room else pause)
+                pause = min(pause * 2, 30.0)
+        finally:
+            context.jobs.running.discard(job)
+            if records.get(id).over:
+                self._close_job(id)
+
+    async def _advance(self, session: Session, job: Job) -> None:
+        """From here to the end, or to the first obstacle."""
+        context, records = self._context, self._context.records
+        id, peer = session.id, session.peer
+        if session.state == "proposed":
+            job.report("waiting", 0, session.terms.images, f"for {peer} to approve session {id[:12]}")
+            session = await self._propose(session)
+            if session.state == "proposed":
+                await self._sleep(id, ASK_AGAIN)
+            return
+        model = await self._catalogue.get(peer, session.terms.model)
+        _same_terms(session.terms, _terms(model, session.terms.images, session.terms.reveal, ""))
+        dataset = await aside(context.library.dataset, session.own["dataset"])
+        if dataset.commitment != session.terms.dataset_commitment:
+            raise Mismatch.of("data set commitment", dataset.commitment, session.terms.dataset_commitment)
+        answer = await context.net.call(
+            peer, "session.begin", {"session": id, "terms": session.terms.as_dict(), "software": context.software}
+        )
+        await aside(records.set_peer_software, id, str(answer.get("software", "")))
+        if answer.get("state") in FINAL:
+            if answer["state"] == "done":
+                raise Refused("the model owner holds this session for finished")
+            await aside(records.move, id, answer["state"], str(answer.get("reason", ""))[:500])
+            return
+        await aside(records.note, id, "")
+        estimate = await self._estimate(peer, model, session.terms.images - session.done)
+        self._check_room(estimate)
+        ready = estimate.ready
+        missing = [n for n in range(session.terms.images) if n not in records.results(id)]
+        for place, number in enumerate(missing):
+            while not await self._image(id, peer, model, dataset, number, job):
+                count = min(BATCH, len(missing) - place)
+                await aside(records.move, id, "offline")
+                await self._offline.make_batch(peer, model, count, job, id, place, len(missing))
+        _log.info("session done", session=id, ready_before=ready)
+        await self._end(await aside(records.move, id, "done"))
+        self._tell_soon(peer, [records.get(id)])
+
+    async def _image(self, id: str, peer: str, model: Model, dataset: Dataset, number: int, job: Job) -> bool:
+        """One image into the records; False when there is no unit for it."""
+        context, records = self._context, self._context.records
+        stock = self._agreement.stock(peer, model)
+        total = records.get(id).terms.images
+        async with context.jobs.processor(job):
+            if not await aside(context.ledger.ready_units, stock):
+                return False
+            image = await aside(_load, dataset, number, model)
+            began = time.monotonic()
+            done = records.get(id).done
+            unit_job = os.urandom(16)
+            async with self._agreement.lock(peer):
+                units = await aside(context.ledger.ready_units, stock)
+                if not units:
+                    return False
+                await aside(records.move, id, "online")
+                await aside(records.attempt, id)
+                spent = await aside(context.ledger.spend, units[0], id, number)
+                try:
+                    await context.net.call(
+                        peer, "session.image", {"session": id, "image": number, "unit": units[0], "job": unit_job}
+                    )
+                except BaseException:
+                    await aside(context.store.remove, [units[0]])
+                    raise
+
+            def progress(at: int, of: int) -> None:
+                job.report("online", done * 1000 + 1000 * at // of, total * 1000, f"image {done + 1} of {total}")
+
+            reader = await aside(context.store.open, spent, DATA_OWNER)
+
+            async def keep(logits: npt.NDArray[np.int64] | None) -> None:
+                assert logits is not None
+                await aside(records.image_done, id, number, [int(x) for x in logits])
+
+            moved = await self._infer(DATA_OWNER, peer, unit_job, model.network, None, reader, image, progress, keep)
+            await self._account(id, stock.peer, model, time.monotonic() - began, moved)
+            return True
+
+    async def _account(self, id: str, fingerprint: str, model: Model, seconds: float, moved: int) -> None:
+        records = self._context.records
+        await aside(records.spent_time, id, "online", seconds, moved)
+        cots = (await aside(preprocessing.estimate, model.network, 1, BATCH)).cots
+        if cots and seconds > 0:
+            await aside(records.learn_rate, fingerprint, "online", cots / seconds)
+
+    async def _propose(self, session: Session) -> Session:
+        """Tell the peer, or ask it again; its decision so far goes into the record."""
+        context = self._context
+        answer = await context.net.call(
+            session.peer,
+            "session.propose",
+            {"session": session.id, "terms": session.terms.as_dict(), "software": context.software},
+        )
+        await aside(context.records.set_peer_software, session.id, str(answer.get("software", "")))
+        state = answer.get("state")
+        if state == "proposed":
+            return context.records.get(session.id)
+        if state in RUNNING:
+            state = "approved"
+        elif state not in FINAL or state == "done":
+            raise ProtocolViolation(f"the peer calls a new session {str(state)[:20]!r}")
+        return await aside(
+            context.records.move,
+            session.id,
+            state,
+            str(answer.get("reason", ""))[:500],
+            str(answer.get("approved_by", ""))[:60],
+        )
+
+    async def _estimate(self, peer: str, model: Model, images: int) -> JobEstimate:
+        """As for offline.make, but a session makes a batch, uses it up, and makes the next: less disk."""
+        whole = await self._offline.estimate(peer, model, images)
+        if whole.missing <= BATCH:
+            return whole
+        batch = await self._offline.estimate(peer, model, BATCH, 0)
+        return dataclasses.replace(whole, disk_bytes=batch.disk_bytes, peer_disk_bytes=batch.peer_disk_bytes)
+
+    def _check_room(self, estimate: JobEstimate) -> None:
+        limits = self._context.config.limits
+        capacity.check_memory(estimate.memory_bytes, limits.memory_gib)
+        if estimate.missing:
+            capacity.check_disk(estimate.disk_bytes, self._context.store.free_bytes(), limits.disk_reserve_gib)
+
+    async def _connected(self, session: Session, job: Job) -> None:
+        while not self._context.net.connected(session.peer):
+            job.report("waiting", session.done, session.terms.images, f"for {session.peer} to be connected")
+            await self._sleep(session.id, ASK_AGAIN)
+
+    async def _sleep(self, id: str, seconds: float) -> None:
+        """Until the time is over or something happened to this session or its peer."""
+        event = self._woken.setdefault(id, asyncio.Event())
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await event.wait()
+        event.clear()
+
+    def _wake(self, which: Callable[[Session], bool]) -> None:
+        for id, event in self._woken.items():
+            if which(self._context.records.get(id)):
+                event.set()
+
+    # Both
+
+    async def _infer(
+        self,
+        party: int,
+        peer: str,
+        unit_job: bytes,
+        network: Network,
+        numbers: PrivateNumbers | None,
+        reader: UnitReader,
+        image: npt.NDArray[np.int64] | None,
+        progress: Callable[[int, int], None],
+        keep: Callable[[npt.NDArray[np.int64] | None], Awaitable[None]],
+    ) -> int:
+        """The online protocol of one image; bytes both ways. ``keep`` gets the integers (at the data owner)."""
+
+        async def protocol(channel: Channel) -> npt.NDArray[np.int64] | None:
+            share = await executor.infer(channel, network, numbers, reader, image, progress)
+            return await executor.reveal_to_data_owner(channel, network, share)
+
+        try:
+            connection = await self._context.net.open_channel(peer, unit_job, OPEN_TIMEOUT)
+            try:
+                work = protocol(Channel(party, unit_job))
+                await keep(await driver.drive(work, connection, self._context.executor))
+                return connection.bytes_sent + connection.bytes_received
+            finally:
+                await connection.close()
+        finally:
+            reader.close()
+
+    async def _fail(self, id: str, error: MpcdError) -> None:
+        with contextlib.suppress(Conflict):
+            session = await aside(self._context.records.move, id, "failed", str(error))
+            _log.error("session failed", session=id, reason=str(error))
+            self._tell_soon(session.peer, [session])
+
+    async def _end(self, session: Session) -> None:
+        """Stop what still runs of a session that is over."""
+        for tasks in (self._runners, self._serving):
+            task = tasks.get(session.id)
+            if task is not None and task is not asyncio.current_task():
+                await _settle(task, GRACE if session.state == "done" else 0)
+        self._close_job(session.id)
+
+    def _close_job(self, id: str) -> None:
+        job = self._jobs.pop(id, None)
+        if job is not None:
+            self._context.jobs.running.discard(job)
+            job.end()
+        self._woken.pop(id, None)
+
+    def _tell_soon(self, peer: str, sessions: list[Session]) -> None:
+        """Best effort: what the peer misses it is told when it connects the next time."""
+        if not sessions or not self._context.net.connected(peer):
+            return
+        states = [{"session": s.id, "state": s.state, "reason": s.reason, "by": s.approved_by} for s in sessions]
+
+        async def tell() -> None:
+            with contextlib.suppress(MpcdError):
+                await self._context.net.call(peer, "session.states", {"states": states})
+
+        task = asyncio.create_task(tell())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+    async def _serve_states(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
+        """What became of sessions at the peer; what its role may not decide is passed over."""
+        states = params.get("states")
+        if not isinstance(states, list) or len(states) > RECENT:
+            raise ProtocolViolation("session.states is malformed")
+        records = self._context.records
+        for entry in states:
+            if not isinstance(entry, dict):
+                raise ProtocolViolation("session.states is malformed")
+            state, reason = entry.get("state"), str(entry.get("reason", ""))
+            with contextlib.suppress(NotFound, Conflict):
+                session = records.get(str(entry.get("session")))
+                if session.peer != peer or session.over:
+                    continue
+                theirs = ("failed", "cancelled", "done")
+                if session.role == DATA_OWNER_ROLE:
+                    theirs = ("failed", "cancelled", "denied", "approved")
+                if state not in theirs:
+                    continue
+                session = await aside(records.move, session.id, state, reason, str(entry.get("by", ""))[:60])
+                if session.over:
+                    await self._end(session)
+                self._wake(lambda other, id=session.id: other.id == id)  # type: ignore[misc]
+        return {}
+
+    # Model owner
+
+    async def _decide(self, beginning: str, state: str, reason: str) -> Session:
+        records = self._context.records
+        session = records.find(beginning)
+        if session.role != MODEL_OWNER_ROLE:
+            raise Conflict(f"session {session.id[:12]} is ours", "the model owner approves or denies it")
+        session = await aside(records.move, session.id, state, reason, "operator")
+        if session.over:
+            await self._end(session)
+        self._tell_soon(session.peer, [session])
+        return session
+
+    async def _serve_propose(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
+        context = self._context
+        id, terms, software = _proposal(params)
+        model = await aside(context.library.model, terms.model)
+        _same_terms(_terms(model, terms.images, terms.reveal, terms.dataset_commitment), terms)
+        if terms.reveal != "scores" or terms.images < 1:
+            raise Refused("a session reveals scores, of one image or more")
+        try:
+            session = context.records.get(id)
+        except NotFound:
+            session = await aside(context.records.add, id, MODEL_OWNER_ROLE, peer, terms, {}, software)
+            _log.info("session proposed", session=id, peer=peer, model=terms.model, images=terms.images)
+        if session.peer != peer or session.role != MODEL_OWNER_ROLE or session.terms != terms:
+            raise Refused("this session's id belongs to another session")
+        if session.state == "proposed":
+            used = context.records.images_asked(peer, model.commitment)
+            if context.policy.approves(peer, terms.model, terms.reveal, terms.images, used):
+                session = await aside(context.records.move, id, "approved", "", "policy")
+                _log.info("session approved by policy", session=id, peer=peer)
+        return self._answer(session)
+
+    async def _serve_begin(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
+        """The handshake before work starts or goes on: both must still mean the same."""
+        context = self._context
+        id, terms, software = _proposal(params)
+        session = self._of(peer, id)
+        _same_terms(session.terms, terms)
+        if not session.over:
+            model = await aside(context.library.model, terms.model)
+            _same_terms(_terms(model, terms.images, terms.reveal, terms.dataset_commitment), terms)
+            if session.state == "proposed":
+                raise Refused(f"session {id[:12]} is not approved")
+            memory = (await aside(preprocessing.estimate, model.network, 1, BATCH)).memory_bytes
+            capacity.check_memory(memory, context.config.limits.memory_gib)
+            await aside(context.records.set_peer_software, id, software)
+        return self._answer(session)
+
+    async def _serve_image(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
+        context = self._context
+        number, unit, unit_job = params.get("image"), params.get("unit"), params.get("job")
+        if (
+            not isinstance(number, int)
+            or not isinstance(unit, bytes)
+            or not isinstance(unit_job, bytes)
+            or len(unit_job) != 16
+        ):
+            raise ProtocolViolation("session.image is malformed")
+        session = self._of(peer, str(params.get("session")))
+        if session.state not in RUNNING or not 0 <= number < session.terms.images:
+            raise Refused(f"session {session.id[:12]} is {session.state}: image {number} is not served")
+        if session.attempts >= 2 * session.terms.images + 20:
+            raise Refused(
+                f"session {session.id[:12]} has taken {session.attempts} attempts for {session.terms.images} images",
+                "start a new session",
+            )
+        model = await aside(context.library.model, session.terms.model)
+        _same_terms(
+            _terms(model, session.terms.images, session.terms.reveal, session.terms.dataset_commitment), session.terms
+        )
+        if unit not in await aside(context.ledger.ready_units, self._agreement.stock(peer, model)):
+            raise PeerError("ledger", "this unit is not ready at the model owner")
+        before = self._serving.get(session.id)
+        if before is not None:  # about to end, or its link broke and the data owner knew first
+            await _settle(before)
+        await aside(context.records.move, session.id, "online")
+        await aside(context.records.attempt, session.id)
+        spent = await aside(context.ledger.spend, unit, session.id, number)
+        try:
+            reader = await aside(context.store.open, spent, MODEL_OWNER)
+        finally:
+            await aside(context.store.remove, [unit])
+        task = asyncio.create_task(self._serve(session, model, number, unit_job, reader))
+        self._serving[session.id] = task
+
+        def gone(task: asyncio.Task[None]) -> None:
+            if self._serving.get(session.id) is task:
+                del self._serving[session.id]
+            if not task.cancelled() and (error := task.exception()) is not None:
+                known = isinstance(error, MpcdError)
+                _log.warning("image failed", session=session.id, reason=str(error), exc_info=None if known else error)
+
+        task.add_done_callback(gone)
+        return {}
+
+    async def _serve(self, session: Session, model: Model, number: int, unit_job: bytes, reader: UnitReader) -> None:
+        """The model owner's side of one image."""
+        context, id, job = self._context, session.id, self.job(session.id)
+        total, began = session.terms.images, time.monotonic()
+        done = session.done
+
+        def progress(at: int, of: int) -> None:
+            job.report("online", done * 1000 + 1000 * at // of, total * 1000, f"image {done + 1} of {total}")
+
+        context.jobs.running.add(job)
+        try:
+            if self._numbers is None or self._numbers[0] != model.commitment:
+                self._numbers = (model.commitment, await aside(context.library.numbers, model.name))
+            numbers = self._numbers[1]
+
+            async def keep(_: npt.NDArray[np.int64] | None) -> None:
+                await aside(context.records.image_done, id, number, None)
+
+            moved = await self._infer(
+                MODEL_OWNER, session.peer, unit_job, model.network, numbers, reader, None, progress, keep
+            )
+            await aside(context.records.spent_time, id, "online", time.monotonic() - began, moved)
+        finally:
+            reader.close()
+            context.jobs.running.discard(job)
+
+    def _of(self, peer: str, id: str) -> Session:
+        session = self._context.records.get(id)
+        if session.peer != peer or session.role != MODEL_OWNER_ROLE:
+            raise NotFound(f"there is no session {id}")
+        return session
+
+    def _answer(self, session: Session) -> dict[str, Any]:
+        return {
+            "state": session.state,
+            "reason": session.reason,
+            "approved_by": session.approved_by,
+            "software": self._context.software,
+        }
+
+
+async def _settle(task: asyncio.Task[None], grace: float = GRACE) -> None:
+    """Let a task end by itself for a moment, then cancel it and wait."""
+    await asyncio.wait([task], timeout=grace)
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _terms(model: Model, images: int, reveal: str, dataset_commitment: str) -> Terms:
+    return Terms(
+        model=model.name,
+        images=images,
+        reveal=reveal,
+        model_commitment=model.commitment,
+        dataset_commitment=dataset_commitment,
+        network_digest=model.network.digest,
+        recipe_digest=model.recipe.digest,
+        ring=ring_text(model.ring),
+        protocol=PROTOCOL_VERSION,
+    )
+
+
+def _same_terms(ours: Terms, theirs: Terms) -> None:
+    """Raise Mismatch naming both values of the first difference. An empty data set commitment is not known here."""
+    for field in dataclasses.fields(Terms):
+        a, b = getattr(ours, field.name), getattr(theirs, field.name)
+        if a != b and not (field.name == "dataset_commitment" and not (a and b)):
+            raise Mismatch.of(field.name.replace("_", " "), a, b)
+
+
+def _proposal(params: dict[str, Any]) -> tuple[str, Terms, str]:
+    """A peer's session id, terms and software digest, their types checked."""
+    id: Any = params.get("session")
+    given, software = params.get("terms"), params.get("software")
+    if not isinstance(id, str) or not re.fullmatch(r"[0-9a-f]{32}", id) or not isinstance(software, str):
+        raise ProtocolViolation("the proposal has no session id")
+    fields: dict[str, type] = {f.name: int if f.type == "int" else str for f in dataclasses.fields(Terms)}
+    if not isinstance(given, dict) or set(given) != set(fields):
+        raise ProtocolViolation(f"the proposal's terms must be: {', '.join(fields)}")
+    for name, kind in fields.items():
+        if type(given[name]) is not kind or (kind is str and len(given[name]) > 200):
+            raise ProtocolViolation(f"the proposal's {name} must be {kind.__name__}")
+    return id, Terms(**given), software
+
+
+def _load(dataset: Dataset, number: int, model: Model) -> npt.NDArray[np.int64]:
+    """The image as the network's input integers."""
+    image = dataset.load_image(dataset.entries[number], model.recipe)
+    integers, _ = preprocess.quantise(image, model.network.input_scale, model.ring["activation"])
+    return integers
+
+
+def _describe(session: Session, ready: int, software: str) -> dict[str, Any]:
+    terms = session.terms
+    return {
+        "id": session.id,
+        "role": session.role,
+        "peer": session.peer,
+        "model": terms.model,
+        "dataset": session.own.get("dataset"),
+        "reveal": terms.reveal,
+        "images": terms.images,
+        "done": session.done,
+        "attempts": session.attempts,
+        "units_ready": ready,
+        "state": session.state,
+        "reason": session.reason,
+        "model_commitment": terms.model_commitment,
+        "dataset_commitment": terms.dataset_commitment,
+        "network_digest": terms.network_digest,
+        "recipe_digest": terms.recipe_digest,
+        "ring": terms.ring,
+        "software": software,
+        "peer_software": session.peer_software,
+        "created": session.created,
+        "approved_by": session.approved_by,
+        "started": session.started,
+        "finished": session.finished,
+        "offline": {"seconds": session.offline_seconds, "bytes": session.offline_bytes},
+        "online": {"seconds": session.online_seconds, "bytes": session.online_bytes},
+    }
