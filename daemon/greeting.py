@@ -51,7 +51,7 @@ class Hello:
         for field in dataclasses.fields(cls):
             kind = {"protocol": int, "job": bytes}.get(field.name, str)
             value: Any = fields.get(field.name)
-            if type(value) is not kind or (kind is not int and len(value) > 64):
+            if type(value) is not kind or (not isinstance(value, int) and len(value) > 64):
                 raise ProtocolViolation(f"the peer's greeting has no usable {field.name!r}")
             known[field.name] = value
         hello = cls(**known)
