@@ -69,6 +69,7 @@ class Skipped:
 class Dataset:
     """What ``scan`` found. ``entries`` in the order of their SOPInstanceUIDs; ``salt`` is private.
 
+    ``labels_file`` is empty, and so are all labels, where the scan had none.
     ``findings`` as the labels spell them; ``complete``: a finding that the labels do not know is negative everywhere;
     ``unmatched``: ids of label rows without an image; ``joined_by``: images joined by "uid" and by "file".
     """
@@ -146,7 +147,7 @@ class Dataset:
             "files": self.found,
             "decodable": len(self.entries) + reasons["unlabelled"] + reasons["duplicate"],
             "images": len(self.entries),
-            "labelled": len(self.entries),
+            "labelled": sum(bool(e.labels) for e in self.entries),
             "skipped": dict(sorted(reasons.items())),
             "unmatched_labels": len(self.unmatched),
             "joined_by": dict(self.joined_by),
@@ -166,7 +167,7 @@ _AGAIN = "put the file back, or add the data set again under a new name"
 
 def scan(
     folder: Path,
-    labels_csv: Path,
+    labels_csv: Path | None,
     progress: Callable[[int, int], None] = lambda done, total: None,
     *,
     salt: bytes | None = None,
@@ -174,13 +175,15 @@ def scan(
     """Look at every file below ``folder`` (links to folders are not followed) and join the labels.
 
     ``progress(done, total)`` is called after each file, in this thread; raising from it stops the scan. Files that
-    cannot be used are skipped with their reason; of files with one SOPInstanceUID the first by path is taken. Raises
-    DatasetError or labels.LabelError where nothing could be used.
+    cannot be used are skipped with their reason; of files with one SOPInstanceUID the first by path is taken. Without
+    ``labels_csv`` (calibration images) every decodable image is an entry, and no finding is known. Raises DatasetError
+    or labels.LabelError where nothing could be used.
     """
-    folder, labels_csv = folder.resolve(), labels_csv.resolve()
+    folder = folder.resolve()
+    labels_csv = labels_csv.resolve() if labels_csv is not None else None
     if not folder.is_dir():
         raise DatasetError(f"{folder}: is not a folder")
-    table = labels.read_labels(labels_csv)
+    table = labels.read_labels(labels_csv) if labels_csv is not None else labels.Labels((), (), False, ())
     files = sorted(
         Path(parent, name).relative_to(folder).as_posix()
         for parent, _, names in os.walk(folder)
@@ -206,10 +209,13 @@ def scan(
         raise DatasetError(
             f"{folder}: none of {len(files)} files is a usable image" + (f" ({reasons})" if reasons else "")
         )
-    joined = labels.join(table, [(e.uid, e.path) for e in images.values()])
+    pairs = [(e.uid, e.path) for e in images.values()]
+    joined = labels.join(table, pairs) if labels_csv is not None else labels.Join({}, (), (), {})
     entries = []
     for uid, entry in sorted(images.items()):
-        if known := joined.labels.get(uid):
+        if labels_csv is None:
+            entries.append(entry)
+        elif known := joined.labels.get(uid):
             entries.append(dataclasses.replace(entry, labels=dict(known)))
         else:
             detail = "every finding is unknown" if uid in joined.labels else "no row in the labels"
@@ -218,7 +224,7 @@ def scan(
         raise DatasetError(f"{labels_csv}: no image has a known label")
     return Dataset(
         folder=str(folder),
-        labels_file=str(labels_csv),
+        labels_file=str(labels_csv or ""),
         salt=os.urandom(SALT_BYTES) if salt is None else salt,
         found=len(files),
         entries=tuple(entries),

@@ -169,7 +169,7 @@ def decode(data: bytes, path: str, *, window: bool = False) -> Radiograph:
         raise TooLarge(path, "does not fit in memory") from error
     except Exception as error:
         # pydicom and the codecs raise nearly anything on damaged files; the reason is theirs.
-        raise Undecodable(path, f"cannot be decoded: {_first_line(error)}") from error
+        raise Undecodable(path, f"cannot be decoded: {_reason(error)}") from error
 
 
 def read(path: Path, *, window: bool = False) -> Radiograph:
@@ -333,9 +333,10 @@ def _first(value: Any) -> float:
     return float(value[0] if isinstance(value, (list, pydicom.multival.MultiValue)) else value)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return (lines[0] if lines else type(error).__name__)[:200]
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    # Where pydicom announces a list, the first thing on it is the reason.
+    return (lines[1] if lines[0].endswith(":") and len(lines) > 1 else lines[0])[:200]
 
 
 @contextmanager

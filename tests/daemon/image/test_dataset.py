@@ -94,6 +94,14 @@ def test_every_reason_is_counted(tmp_path: Path) -> None:
         found.check_recipe(strict)
 
 
+def test_without_labels(cohort: Path) -> None:
+    found = dataset.scan(cohort / "dicom", None)
+    assert (len(found.entries), found.labels_file, found.findings) == (8, "", ())
+    assert (found.summary()["images"], found.summary()["labelled"]) == (8, 0)
+    assert found.labels_for(["Mass"])[found.entries[0].uid] == {"Mass": None}
+    assert found.load_image(found.entries[0], RECIPE).shape == (3, 224, 224)
+
+
 def test_nothing_usable(tmp_path: Path) -> None:
     csv = table(tmp_path, "SOPInstanceUID,Mass\n1.2.1,1\n")
     with pytest.raises(DatasetError, match="is not a folder"):

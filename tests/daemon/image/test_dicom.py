@@ -253,6 +253,11 @@ def test_image_cut_short_inside_a_whole_file(tmp_path: Path) -> None:
         header.PixelData = encapsulate([frame[: len(frame) // 2]])
         with pytest.raises(dicom.Undecodable, match="cut short"):
             dicom.decode(encoded(header), "x")
+    header = file_of(tmp_path, picture(8), syntax="rle")
+    frame = next(generate_frames(header.PixelData, number_of_frames=1))
+    header.PixelData = encapsulate([frame[:-10]])
+    with pytest.raises(dicom.Undecodable, match="amount of decoded RLE"):
+        dicom.decode(encoded(header), "x")
 
 
 @settings(max_examples=60, deadline=None)
