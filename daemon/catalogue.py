@@ -16,6 +16,7 @@ class Catalogue:
 
     def __init__(self, context: Context) -> None:
         self._context = context
+        self.seen: dict[tuple[str, str], Model] = {}  # what peers showed last, for names in lists
         self.handlers = {"catalogue.list": self._serve_list, "catalogue.get": self._serve_get}
 
     async def list(self, peer: str) -> list[Model]:
@@ -40,6 +41,7 @@ class Catalogue:
             ) from error
         model = Model(name, network, recipes.parse(recipe, f"{peer}'s recipe"), str(commitment), peer=peer)
         model.check()
+        self.seen[peer, name] = model
         return model
 
     async def _serve_list(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -19,6 +20,7 @@ from mpcd.daemon.peers import Peers
 from mpcd.daemon.records import Records
 from mpcd.daemon.store import UnitStore
 from mpcd.daemon.version import software_digest
+from mpcd.daemon.warm import Kernels
 
 if TYPE_CHECKING:
     from mpcd.daemon.link import PeerNetwork
@@ -52,8 +54,10 @@ class Context:
     records: Records
     library: Library
     jobs: Jobs
+    kernels: Kernels
     executor: ThreadPoolExecutor
     software: str
+    threads: int
     net: PeerNetwork = dataclasses.field(init=False)
 
     @classmethod
@@ -74,8 +78,10 @@ class Context:
             records=Records(paths.state / "sessions.sqlite"),
             library=Library(paths.state),
             jobs=Jobs(),
-            executor=ThreadPoolExecutor(max(2, config.limits.threads), "kernel"),
+            kernels=Kernels(),
+            executor=ThreadPoolExecutor(4, "kernel"),  # one kernel runs in one thread; a few runs side by side
             software=software_digest(),
+            threads=config.limits.threads or os.cpu_count() or 1,
         )
 
     def close(self) -> None:

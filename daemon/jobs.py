@@ -29,7 +29,7 @@ class Job:
     def __init__(self, peer: str = "", model: str = "") -> None:
         self.peer = peer
         self.model = model
-        self.progress = Progress("queued")
+        self.progress = Progress("")
         self._watchers: set[asyncio.Queue[Progress | None]] = set()
         self._stage_began = time.monotonic()
         self._stage_done = 0
@@ -46,9 +46,13 @@ class Job:
         self._last = now
         moved = done - self._stage_done
         eta = (now - self._stage_began) / moved * (total - done) if moved > 0 and total else None
-        self.progress = Progress(stage, done, total, text, eta)
+        self.relay(Progress(stage, done, total, text, eta))
+
+    def relay(self, progress: Progress) -> None:
+        """As it is, from another job."""
+        self.progress = progress
         for queue in self._watchers:
-            queue.put_nowait(self.progress)
+            queue.put_nowait(progress)
 
     def end(self) -> None:
         for queue in self._watchers:

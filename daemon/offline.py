@@ -17,7 +17,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mpcd.daemon import capacity, driver, log
@@ -160,7 +160,7 @@ class Offline:
                     text = f"{before + 1} to {before + count} of {total}" if count > 1 else f"{before + 1} of {total}"
                     job.report("offline", before * 1000 + count * 1000 * done // of, total * 1000, text)
 
-                moved = await self._run(DATA_OWNER, peer, model, None, batch, units, writers, progress)
+                moved = await self._run(DATA_OWNER, peer, model, None, batch, units, writers, job, progress)
                 async with self._agreement.lock(peer):
                     await aside(_finish, writers)
                     await aside(context.ledger.ready, units, _size(writers))
@@ -194,7 +194,8 @@ class Offline:
         batch: bytes,
         units: Sequence[bytes],
         writers: list[UnitWriter],
-        progress: Any,
+        job: Job,
+        progress: Callable[[int, int], None],
     ) -> int:
         """The protocol of one batch into ``writers``; bytes both ways."""
         context = self._context
@@ -204,6 +205,7 @@ class Offline:
             writers.append(await aside(context.store.writer, unit, party, seed, plan))
         connection = await context.net.open_channel(peer, batch, OPEN_TIMEOUT)
         try:
+            await context.kernels.wait(job)
             channel = Channel(party, batch)
             work = preprocessing.make_units(channel, model.network, numbers, seeds, writers, progress)
             await driver.drive(work, connection, context.executor)
@@ -277,7 +279,7 @@ class Offline:
                     job.report("offline", 1000 * done // of, 1000, f"{len(units)} units")
 
                 numbers = await aside(context.library.numbers, model.name)
-                moved = await self._run(MODEL_OWNER, peer, model, numbers, batch, units, writers, progress)
+                moved = await self._run(MODEL_OWNER, peer, model, numbers, batch, units, writers, job, progress)
                 await aside(_finish, writers)
             try:
                 async with asyncio.timeout(READY_TIMEOUT):

@@ -309,7 +309,9 @@ class Sessions:
                 assert logits is not None
                 await aside(records.image_done, id, number, [int(x) for x in logits])
 
-            moved = await self._infer(DATA_OWNER, peer, unit_job, model.network, None, reader, image, progress, keep)
+            moved = await self._infer(
+                DATA_OWNER, peer, unit_job, model.network, None, reader, image, job, progress, keep
+            )
             await self._account(id, stock.peer, model, time.monotonic() - began, moved)
             return True
 
@@ -387,6 +389,7 @@ class Sessions:
         numbers: PrivateNumbers | None,
         reader: UnitReader,
         image: npt.NDArray[np.int64] | None,
+        job: Job,
         progress: Callable[[int, int], None],
         keep: Callable[[npt.NDArray[np.int64] | None], Awaitable[None]],
     ) -> int:
@@ -399,6 +402,7 @@ class Sessions:
         try:
             connection = await self._context.net.open_channel(peer, unit_job, OPEN_TIMEOUT)
             try:
+                await self._context.kernels.wait(job)
                 work = protocol(Channel(party, unit_job))
                 await keep(await driver.drive(work, connection, self._context.executor))
                 return connection.bytes_sent + connection.bytes_received
@@ -456,9 +460,8 @@ class Sessions:
                 session = records.get(str(entry.get("session")))
                 if session.peer != peer or session.over:
                     continue
-                theirs = ("failed", "cancelled", "done")
-                if session.role == DATA_OWNER_ROLE:
-                    theirs = ("failed", "cancelled", "denied", "approved")
+                theirs = {"failed", "cancelled"}
+                theirs |= {"denied", "approved"} if session.role == DATA_OWNER_ROLE else {"done"}
                 if state not in theirs:
                     continue
                 session = await aside(records.move, session.id, state, reason, str(entry.get("by", ""))[:60])
@@ -583,7 +586,7 @@ class Sessions:
                 await aside(context.records.image_done, id, number, None)
 
             moved = await self._infer(
-                MODEL_OWNER, session.peer, unit_job, model.network, numbers, reader, None, progress, keep
+                MODEL_OWNER, session.peer, unit_job, model.network, numbers, reader, None, job, progress, keep
             )
             await aside(context.records.spent_time, id, "online", time.monotonic() - began, moved)
         finally:
@@ -652,7 +655,8 @@ def _proposal(params: dict[str, Any]) -> tuple[str, Terms, str]:
 def _load(dataset: Dataset, number: int, model: Model) -> npt.NDArray[np.int64]:
     """The image as the network's input integers."""
     image = dataset.load_image(dataset.entries[number], model.recipe)
-    integers, _ = preprocess.quantise(image, model.network.input_scale, model.ring["activation"])
+    ring = model.network.values[model.network.ops[0].output].bits
+    integers, _ = preprocess.quantise(image, model.network.input_scale, ring)
     return integers
 
 

@@ -133,8 +133,8 @@ ATTACKS = [
     "UPDATE unit SET id = randomblob(16)",
     "UPDATE unit SET model = 'other'",
     "DELETE FROM unit",
-    "INSERT OR REPLACE INTO unit SELECT id, peer, model, network, batch, 'making', NULL, NULL, 0, 0, '', 0, 0 FROM unit",
-    "INSERT OR REPLACE INTO unit SELECT id, peer, model, network, batch, 'ready', NULL, NULL, 0, 0, '', 0, 0 FROM unit",
+    "INSERT OR REPLACE INTO unit SELECT id, 'p', 'm', 'n', x'', 'making', NULL, NULL, 0, 0, '', 0, 0 FROM unit",
+    "INSERT OR REPLACE INTO unit SELECT id, 'p', 'm', 'n', x'', 'ready', NULL, NULL, 0, 0, '', 0, 0 FROM unit",
     "INSERT INTO unit VALUES (randomblob(16), 'p', 'm', 'n', x'', 'ready', NULL, NULL, 0, 0, '', 0, 0)",
     "INSERT INTO unit VALUES (randomblob(15), 'p', 'm', 'n', x'', 'making', NULL, NULL, 0, 0, '', 0, 0)",
     "DELETE FROM step",
@@ -169,7 +169,7 @@ def test_reuse_count_counts(ledger):
 
 
 class Life(RuleBasedStateMachine):
-    """Any order of making, spending, burning and crashing: the ledger equals this dictionary, and nothing comes back."""
+    """Any order of making, spending, burning, crashing: the ledger equals this dictionary, nothing comes back."""
 
     units = Bundle("units")
 

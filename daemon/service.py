@@ -1,0 +1,76 @@
+"""One daemon: its parts put together, started and stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from mpcd.daemon import log
+from mpcd.daemon.agreement import Agreement
+from mpcd.daemon.api import Api
+from mpcd.daemon.catalogue import Catalogue
+from mpcd.daemon.config import Config, Paths
+from mpcd.daemon.context import Context
+from mpcd.daemon.control import ControlServer
+from mpcd.daemon.identity import Identity
+from mpcd.daemon.link import PeerNetwork
+from mpcd.daemon.offline import Offline
+from mpcd.daemon.peers import FILE_NAME as PEERS_FILE
+from mpcd.daemon.peers import Peers
+from mpcd.daemon.sessions import Sessions
+
+_log = log.get("daemon")
+
+
+class Daemon:
+    """Runs between ``start`` and ``stop``. The caller holds the state folder's lock."""
+
+    def __init__(self, paths: Paths, config: Config) -> None:
+        identity = Identity.load_or_create(paths.state, config.name)
+        peers = Peers(paths.state / PEERS_FILE, identity.fingerprint)
+        self.context = Context.open(paths, config, identity, peers)
+        catalogue = Catalogue(self.context)
+        agreement = Agreement(self.context)
+        self.offline = Offline(self.context, catalogue, agreement)
+        self.sessions = Sessions(self.context, catalogue, agreement, self.offline)
+        handlers = {
+            **catalogue.handlers,
+            **agreement.handlers,
+            **self.offline.handlers,
+            **self.sessions.handlers,
+        }
+        self.net = PeerNetwork(config, identity, peers, handlers, on_connect=self.sessions.on_connect)
+        self.context.net = self.net
+        self.api = Api(self.context, catalogue, self.offline, self.sessions)
+        self.control = ControlServer(paths.control_socket, self.api.methods)
+        self._warming: asyncio.Task[None] | None = None
+
+    async def start(self, warm: bool = True) -> None:
+        """``warm`` False: kernels are compiled as they are first used (tests)."""
+        if warm:
+            self._warming = asyncio.create_task(self.context.kernels.run())
+        else:
+            self.context.kernels.ready.set()
+        await self.net.start()
+        await self.control.start()
+        self.sessions.resume()
+        _log.info(
+            "started",
+            name=self.context.config.name,
+            fingerprint=self.context.identity.fingerprint,
+            port=self.net.port,
+            control=str(self.context.paths.control_socket),
+        )
+
+    async def stop(self) -> None:
+        """Sessions go on at the next start; units in the making are burnt; the image in flight is lost."""
+        await self.control.stop()
+        await self.sessions.stop()
+        await self.offline.stop()
+        await self.net.stop()
+        if self._warming is not None:
+            self._warming.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._warming
+        self.context.close()
+        _log.info("stopped")
