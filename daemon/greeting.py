@@ -4,7 +4,8 @@
    handshake has sent nothing yet and TCP delivers the alert that says so.
 2. Dialer: the same, and what this connection is for: the control link, a job's data, or a knock (a dialer whose
    certificate was refused, now without one, says which fingerprint the acceptor's operator would have to expect).
-3. Acceptor: welcome, or the error.
+3. Acceptor: welcome, or the error. For a job's data, only once the job has asked for it there.
+4. Dialer, for a job's data: still here. It may have given up while it waited for step 3.
 
 The maps may grow fields; ``protocol`` stays where it is in all versions, so that a mismatch can be told as such.
 """
@@ -51,7 +52,7 @@ class Hello:
         for field in dataclasses.fields(cls):
             kind = {"protocol": int, "job": bytes}.get(field.name, str)
             value: Any = fields.get(field.name)
-            if type(value) is not kind or (not isinstance(value, int) and len(value) > 64):
+            if type(value) is not kind or (kind is not int and len(fields[field.name]) > 64):
                 raise ProtocolViolation(f"the peer's greeting has no usable {field.name!r}")
             known[field.name] = value
         hello = cls(**known)
@@ -145,6 +146,17 @@ async def acceptor(connection: Connection, mine: Hello, peer: str) -> Hello:
 
 async def welcome(connection: Connection) -> None:
     await _send(connection, {"welcome": True})
+
+
+async def confirm(connection: Connection) -> None:
+    """Step 4 at the dialer."""
+    await _send(connection, {"here": True})
+
+
+async def confirmed(connection: Connection) -> None:
+    """Step 4 at the acceptor."""
+    if (await _recv(connection)).get("here") is not True:
+        raise ProtocolViolation("the peer did not confirm the data connection")
 
 
 async def refuse(connection: Connection, error: MpcdError) -> None:

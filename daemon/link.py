@@ -427,6 +427,7 @@ class PeerNetwork:
                         await greeting.welcomed(connection)
                 if purpose == CHANNEL:  # the peer may be a while; its keepalives say that it is there
                     await greeting.welcomed(connection)
+                    await greeting.confirm(connection)
             except BaseException:
                 connection.abort()
                 raise
@@ -605,11 +606,8 @@ class PeerNetwork:
                     raise self._unreachable(state)
                 changed = state.changed
                 if (dialling is None or yields) and (arrived := state.arrived.pop(job, None)) is not None:
-                    with contextlib.suppress(MpcdError):
-                        await greeting.welcome(arrived)
-                        state.channels.add(arrived)
-                        return arrived
-                    arrived.abort()
+                    if await self._take(arrived):
+                        return self._opened(state, arrived)
                     continue
                 if dialling is not None and dialling.done():
                     try:
@@ -619,8 +617,7 @@ class PeerNetwork:
                         pause = min(2 * pause, times.retry_most)
                     else:
                         dialling = None
-                        state.channels.add(connection)
-                        return connection
+                        return self._opened(state, connection)
                 wait: float | None = None
                 if dialling is None and state.link is not None and state.link.dialled:
                     wait = earliest - time.monotonic()
@@ -639,6 +636,27 @@ class PeerNetwork:
             if dialling is not None:
                 dialling.add_done_callback(_discard)
                 dialling.cancel()
+
+    def _opened(self, state: _PeerState, connection: Connection) -> Connection:
+        if self._states.get(state.peer.name) is not state:  # removed meanwhile
+            connection.abort()
+            raise self._unreachable(state)
+        state.channels.add(connection)
+        return connection
+
+    async def _take(self, arrived: Connection) -> bool:
+        """Welcome a data connection that waited for its job; False if its dialer gave up meanwhile."""
+        try:
+            async with asyncio.timeout(self._config.timeouts.handshake):
+                await greeting.welcome(arrived)
+                await greeting.confirmed(arrived)
+        except (MpcdError, TimeoutError):
+            arrived.abort()
+            return False
+        except BaseException:
+            arrived.abort()
+            raise
+        return True
 
 
 def _discard(task: asyncio.Task[tuple[Connection, Hello]]) -> None:
