@@ -46,7 +46,7 @@ Progress = Callable[[int, int], None]
 
 
 class Sink(Protocol):
-    """Takes one unit's correlations as they are made: its matrix triples first, then the others, in the plan's order."""
+    """Takes one unit's correlations as they are made: matrix triples first, then the others, in the plan's order."""
 
     def put(self, need: Need, correlation: Any) -> None: ...
 

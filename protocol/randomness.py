@@ -14,7 +14,6 @@ import numpy.typing as npt
 
 from mpcd.kernels import aes, bits
 
-
 Words = npt.NDArray[np.uint64]
 
 
