@@ -15,7 +15,7 @@ Words = npt.NDArray[np.uint64]
 BINOMIAL_BOUND = 21  # 2 * 21 coins: variance 10.5, sigma 3.24
 FLOOD_TERMS = 8
 MIN_FLOOD_WIDTH = 33
-MAX_FLOOD_WIDTH = 76
+MAX_FLOOD_WIDTH = 85
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
@@ -71,12 +71,12 @@ def uniform_residues(words: Words, q: Words, n: int) -> npt.NDArray[np.uint32]:
         for i in range(words.shape[0]):
             filled = 0
             for j in range(2 * words.shape[2]):
+                if filled == n:
+                    break
                 value = (words[i, p, j >> 1] >> np.uint64(32 * (j & 1))) & cut
                 if value < q[p]:
                     out[i, p, filled] = value
                     filled += 1
-                    if filled == n:
-                        break
             if filled < n:
                 raise ValueError("too few words")
     return out
@@ -86,7 +86,7 @@ def uniform_residues(words: Words, q: Words, n: int) -> npt.NDArray[np.uint32]:
 def flood(words: Words, width: int) -> tuple[Words, Words]:
     """The sum of 8 uniform ``width``-bit integers as high 2^32 + low, low < 2^32.
 
-    words: uint64 (..., 16); 33 <= width <= 76. The sum is in [0, 2^(width + 3) - 8], with mean 2^(width + 2) - 4 and
+    words: uint64 (..., 16); 33 <= width <= 85. The sum is in [0, 2^(width + 3) - 8], with mean 2^(width + 2) - 4 and
     standard deviation 2^width sqrt(8 / 12): a B-spline of degree 7, which is a Gaussian to the eye, sampled exactly and
     with bounded support (4.9 sigma). Returns uint64 (...,) twice.
     """
