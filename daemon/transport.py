@@ -67,7 +67,7 @@ class Connection(asyncio.BufferedProtocol):
         self._limit: int | None = None
         self._reader: asyncio.Future[None] | None = None
         self._reading_paused = False
-        self._heard = self._waiting_since = self._wrote = self._loop.time()
+        self._heard = self._waiting_since = self._wrote = self._ticked = self._loop.time()
         # Writing.
         self._write_lock = asyncio.Lock()
         self._drained: asyncio.Future[None] | None = None
@@ -248,6 +248,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _on_open(self) -> None:
         self._open = True
+        self._ticked = self._loop.time()
         self._flush()
         if not self._established.done():
             self._established.set_result(None)
@@ -362,6 +363,10 @@ class Connection(asyncio.BufferedProtocol):
         now, t = self._loop.time(), self._timeouts
         if self._failure is not None:
             return
+        if now - self._ticked > t.silence / 2:
+            # It was we who slept (a stopped process, a paused machine): what came meanwhile has yet to be read.
+            self._waiting_since = self._blocked_since = now
+        self._ticked = now
         if self._reader is not None and now - max(self._heard, self._waiting_since) > t.silence:
             self._fail(PeerSilent(f"the peer has been silent for {t.silence:g} seconds"))
         elif self._drained is not None and now - self._blocked_since > t.stall:

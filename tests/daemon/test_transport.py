@@ -1,6 +1,7 @@
 import asyncio
 import os
 import random
+import time
 
 import numpy as np
 import pytest
@@ -196,6 +197,23 @@ def test_keepalives_tell_a_busy_peer_from_a_silent_one(run, connected):
             await client.send_frame(frame(b"late", b"answer"))
             assert (await waiting)[0] == b"late"
             assert server.bytes_received == PREFIX.size + 10  # keepalives are not counted
+
+    run(main())
+
+
+def test_our_own_sleep_is_not_the_peers_silence(run, connected):
+    """Timers run before sockets are read, so a loop that was held up sees the clock first."""
+
+    async def main():
+        async with connected(QUICK, QUICK) as (server, client):
+            waiting = asyncio.create_task(server.recv_frame(10))
+            for _ in range(3):
+                await asyncio.sleep(0.1)
+                time.sleep(0.5)
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+            await client.send_frame(frame(b"late"))
+            assert (await waiting)[0] == b"late"
 
     run(main())
 
