@@ -35,15 +35,19 @@ class ControlError(Exception):
 
 
 def socket_path(given: str | None) -> Path:
-    """``--socket``, else $MPCD_RUNTIME, else the system service's socket if it is there, else this user's daemon's."""
+    """``--socket``, else where the daemon of this environment has it (daemon/config.py), else the system service's."""
     if given:
         return Path(given)
-    if runtime := os.environ.get("MPCD_RUNTIME"):
+    env = os.environ.get
+    if runtime := env("MPCD_RUNTIME"):
         return Path(runtime) / "control.sock"
+    if state := env("MPCD_STATE"):
+        return Path(state) / "run" / "control.sock"
     if SYSTEM_SOCKET.exists():
         return SYSTEM_SOCKET
-    base = os.environ.get("XDG_RUNTIME_DIR")
-    return Path(base, "mpcd", "control.sock") if base else Path.home() / ".local/state/mpcd/run/control.sock"
+    if runtime := env("XDG_RUNTIME_DIR"):
+        return Path(runtime) / "mpcd" / "control.sock"
+    return Path(env("XDG_STATE_HOME") or Path.home() / ".local/state") / "mpcd" / "run" / "control.sock"
 
 
 def call(path: Path, method: str, params: dict[str, Any], progress: Progress) -> Any:
