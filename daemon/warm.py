@@ -9,6 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import hashlib
+import importlib.metadata
 import os
 import sys
 import time
@@ -20,6 +22,7 @@ import numpy as np
 
 from mpcd.daemon import log
 from mpcd.daemon.jobs import Job
+from mpcd.daemon.version import software_digest
 from mpcd.protocol import executor, lockstep, preprocessing
 from mpcd.protocol.channel import Channel
 from mpcd.protocol.correlations import MatrixNeed, Need
@@ -69,6 +72,11 @@ class Kernels:
     async def run(self) -> None:
         """Compile; a failure costs only time, later: it is logged."""
         began = time.monotonic()
+        mark = await asyncio.to_thread(_mark)
+        if mark is not None and mark.exists():
+            self.done = STEPS
+            self.ready.set()
+            return
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "mpcd.daemon.warm", stdout=asyncio.subprocess.PIPE
         )
@@ -185,15 +193,31 @@ def compile_kernels() -> None:
     lockstep.run(image(0), image(1))
 
 
-def main() -> None:
+def _mark() -> Path | None:
+    """A file in the cache that says: this software's kernels are there for this processor."""
     folder = os.environ.get("NUMBA_CACHE_DIR")
     if not folder:
-        compile_kernels()
-        return
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder) / "warm.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        compile_kernels()
+        return None
+    with contextlib.suppress(OSError):
+        flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Feat"))]
+        versions = [software_digest(), sys.version, importlib.metadata.version("numba"), *flags[:1]]
+        return Path(folder) / f"warm-{hashlib.sha256(repr(versions).encode()).hexdigest()[:32]}"
+    return None
+
+
+def main() -> None:
+    mark = _mark()
+    with contextlib.ExitStack() as stack:
+        if mark is not None:
+            mark.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(mark.parent / "warm.lock", "w"))
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            compile_kernels()
+        except BrokenPipeError:  # the daemon was killed; the next one goes on
+            os._exit(1)
+        if mark is not None:
+            mark.touch()
 
 
 if __name__ == "__main__":

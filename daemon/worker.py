@@ -109,6 +109,8 @@ def main() -> None:
                 )
             }
         )
+    except BrokenPipeError:  # the daemon was killed: nobody waits for this
+        os._exit(1)
     except MpcdError as error:
         answer({"error": error.as_dict()})
     except ModuleNotFoundError as error:

@@ -1,0 +1,258 @@
+"""Sessions between two real daemons: to the end bit for bit, through refusals, cancellation, and kill -9."""
+
+import asyncio
+import random
+import signal
+import socket
+import time
+
+import pytest
+
+from mpcd.daemon.errors import PeerError
+from mpcd.daemon.identity import Identity
+from mpcd.daemon.peers import Peers
+from tests.daemon.two_daemons import (
+    DATASET,
+    HOSPITAL,
+    IMAGES,
+    MODEL,
+    VENDOR,
+    Client,
+    Process,
+    audit,
+    daemons,
+    expected,
+    install,
+    pair,
+    paths,
+    results,
+)
+
+START = {"peer": VENDOR, "model": MODEL, "dataset": DATASET, "reveal": "scores"}
+
+
+def clients(vendor, hospital):
+    return Client(vendor.context.paths.control_socket), Client(hospital.context.paths.control_socket)
+
+
+async def until(condition, seconds=60.0):
+    end = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < end, "waited in vain"
+        await asyncio.sleep(0.02)
+    return found
+
+
+def test_to_the_end(run, tmp_path):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours, theirs = clients(vendor, hospital)
+            began = await theirs.call("session.start", **START, images=3)
+            session = began["session"]
+            assert session["state"] == "proposed"
+            assert began["estimate"]["missing"] == 3
+            shown = (await ours.call("session.list"))["sessions"]
+            assert [(s["id"], s["state"], s["role"], s["peer"]) for s in shown] == [
+                (session["id"], "proposed", "model-owner", HOSPITAL)
+            ]
+            assert shown[0]["dataset"] is None, "the data set's name is nobody else's business"
+            watching = asyncio.create_task(theirs.call("session.watch", session=session["id"][:8]))
+            await ours.call("session.approve", session=session["id"][:10])
+            done = (await watching)["session"]
+            assert (done["state"], done["done"], done["attempts"], done["approved_by"]) == ("done", 3, 3, "operator")
+            assert done["offline"]["bytes"] > 0
+            assert done["online"]["seconds"] > 0
+            assert {p["stage"] for p in theirs.progress} >= {"offline", "online"}
+            await until(lambda: vendor.context.records.get(session["id"]).state == "done")
+            assert vendor.context.records.get(session["id"]).done == 3
+            report = (await theirs.call("report", session=session["id"]))["report"]
+            assert report["images"] == 3
+            assert report["commitments"]["model"] == done["model_commitment"]
+            with pytest.raises(PeerError, match="hospital's"):
+                await ours.call("report", session=session["id"])
+            status = await theirs.call("offline.status")
+            assert (status["reuse_count"], status["units"][0]["spent"], status["units"][0]["model"]) == (0, 3, MODEL)
+            return session["id"]
+
+    session = run(main())
+    want = expected(tmp_path)
+    assert results(tmp_path, session) == {i: want[i] for i in range(3)}
+    vendor_uses, hospital_uses = audit(tmp_path)
+    assert len(vendor_uses) == len(hospital_uses) == 3
+    assert not list((tmp_path / VENDOR / "units").iterdir())
+    assert not list((tmp_path / HOSPITAL / "units").iterdir())
+
+
+def test_approval_by_policy_and_units_made_before(run, tmp_path):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            policy = f'[[allow]]\npeer = "{HOSPITAL}"\nmodel = "{MODEL}"\nmax_images = 2\nbudget = 3\n'
+            (vendor.context.paths.state / "policy.toml").write_text(policy)
+            _, theirs = clients(vendor, hospital)
+            made = await theirs.call("offline.make", peer=VENDOR, model=MODEL, images=2)
+            assert (made["made"], made["ready"]) == (2, 2)
+            began = await theirs.call("session.start", **START, images=2)
+            assert (began["estimate"]["missing"], began["estimate"]["ready"], began["estimate"]["measured"]) == (
+                0,
+                2,
+                True,
+            )
+            assert (began["session"]["state"], began["session"]["approved_by"]) == ("approved", "policy")
+            done = (await theirs.call("session.watch", session=began["session"]["id"]))["session"]
+            assert (done["state"], done["offline"]["bytes"]) == ("done", 0)
+            again = await theirs.call("session.start", **START, images=2)
+            assert again["session"]["state"] == "proposed", "the budget of 3 images is used up"
+            await theirs.call("session.cancel", session=again["session"]["id"])
+            await until(lambda: vendor.context.records.get(again["session"]["id"]).state == "cancelled")
+
+    run(main())
+    audit(tmp_path)
+
+
+def test_denied_cancelled_and_wrong_asks(run, tmp_path):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours, theirs = clients(vendor, hospital)
+            first = (await theirs.call("session.start", **START))["session"]
+            assert first["images"] == IMAGES
+            with pytest.raises(PeerError, match="is ours") as wrong:
+                await theirs.call("session.approve", session=first["id"])
+            assert wrong.value.code == "conflict"
+            await ours.call("session.deny", session=first["id"], reason="not this quarter")
+            denied = (await theirs.call("session.watch", session=first["id"]))["session"]
+            assert (denied["state"], denied["reason"]) == ("denied", "not this quarter")
+            with pytest.raises(PeerError, match="denied"):
+                await ours.call("session.approve", session=first["id"])
+            second = (await theirs.call("session.start", **START))["session"]
+            await ours.call("session.approve", session=second["id"])
+            await until(lambda: hospital.context.records.get(second["id"]).attempts > 0)
+            cancelled = (await ours.call("session.cancel", session=second["id"]))["session"]
+            assert cancelled["state"] == "cancelled"
+            ended = (await theirs.call("session.watch", session=second["id"]))["session"]
+            assert ended["state"] == "cancelled"
+            for bad, code, named in (
+                ({"images": IMAGES + 1}, "bad_input", str(IMAGES)),
+                ({"model": "other"}, "not_found", "other"),
+                ({"dataset": "other"}, "not_found", "other"),
+                ({"peer": "other"}, "not_found", "other"),
+                ({"reveal": "weights"}, "bad_input", "weights"),
+                ({"nonsense": 1}, "usage", "nonsense"),
+                ({"images": "three"}, "usage", "images"),
+            ):
+                with pytest.raises(PeerError, match=named) as error:
+                    await theirs.call("session.start", **{**START, **bad})
+                assert error.value.code == code
+            with pytest.raises(PeerError, match="no results"):
+                await theirs.call("report", session=first["id"])
+
+    run(main())
+    audit(tmp_path)
+
+
+def test_a_changed_model_is_a_mismatch(run, tmp_path):
+    """Both values are named, and the session ends."""
+
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours, theirs = clients(vendor, hospital)
+            session = (await theirs.call("session.start", **START))["session"]
+            library = vendor.context.library
+            library.model_folder(MODEL).rename(library.model_folder(MODEL).parent / "old")
+            made = library.model_folder("old")
+            scratch = library.scratch_folder()
+            for name in ("network.bin", "numbers.npz", "recipe.toml", "report.json"):
+                (scratch / name).write_bytes((made / name).read_bytes())
+            changed = library.add_model(MODEL, scratch).commitment
+            await ours.call("session.approve", session=session["id"])
+            ended = (await theirs.call("session.watch", session=session["id"]))["session"]
+            assert ended["state"] == "failed"
+            assert session["model_commitment"] in ended["reason"]
+            assert changed in ended["reason"]
+            await until(lambda: vendor.context.records.get(session["id"]).state == "failed")
+
+    run(main())
+
+
+def test_a_changed_image_fails_the_session(run, tmp_path):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours, theirs = clients(vendor, hospital)
+            session = (await theirs.call("session.start", **START, images=1))["session"]
+            with open(tmp_path / "images" / "dicom" / "0.dcm", "ab") as file:
+                file.write(b"\0\0")
+            await ours.call("session.approve", session=session["id"])
+            ended = (await theirs.call("session.watch", session=session["id"]))["session"]
+            assert ended["state"] == "failed"
+            assert "changed" in ended["reason"]
+
+    run(main())
+
+
+@pytest.mark.parametrize("side", [VENDOR, HOSPITAL])
+def test_too_little_memory_is_refused_before_the_start(run, tmp_path, side):
+    async def main():
+        async with daemons(tmp_path, **{side: {"memory_gib": 0.5}}) as (vendor, hospital):
+            _, theirs = clients(vendor, hospital)
+            with pytest.raises(PeerError, match="memory") as error:
+                await theirs.call("offline.make", peer=VENDOR, model=MODEL, images=1)
+            assert (error.value.code, error.value.exit_status) == ("not_enough", 10)
+            assert "GB" in error.value.message
+
+    run(main())
+    assert audit(tmp_path) == ([], [])
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def test_kill_nine_at_any_moment(run, tmp_path):
+    """Either daemon dies by kill -9 again and again; the run ends with the same bits, no unit is used twice."""
+    install(tmp_path)
+    port = free_port()
+    identities = [Identity.load_or_create(paths(tmp_path, name).state, name) for name in (VENDOR, HOSPITAL)]
+    books = [Peers(paths(tmp_path, name).state / "peers.json") for name in (VENDOR, HOSPITAL)]
+    pair(*books, *identities, port)
+    both = {name: Process(tmp_path, name, port) for name in (VENDOR, HOSPITAL)}
+    rng = random.Random()
+
+    async def working():
+        for process in both.values():
+            while not ((status := await process.answers())["peers"][0]["connected"] and status["kernels"]["ready"]):
+                await asyncio.sleep(0.02)
+
+    async def main():
+        await asyncio.wait_for(working(), 120)
+        session = (await both[HOSPITAL].client.call("session.start", **START))["session"]
+        await both[VENDOR].client.call("session.approve", session=session["id"])
+        for kill in range(6):
+            await asyncio.wait_for(working(), 120)
+            await asyncio.sleep(rng.uniform(0.0, 1.0))
+            name = (VENDOR, HOSPITAL)[kill % 2]
+            both[name].kill()
+            both[name].start()
+            await both[name].answers()
+        while True:
+            shown = (await both[HOSPITAL].client.call("session.show", session=session["id"]))["session"]
+            if shown["state"] in ("done", "failed"):
+                break
+            await asyncio.sleep(0.2)
+        await asyncio.sleep(1)
+        assert shown["state"] == "done", shown["reason"]
+        assert (await both[VENDOR].client.call("session.show", session=session["id"]))["session"]["state"] == "done"
+        return shown
+
+    try:
+        shown = run(asyncio.wait_for(main(), 400))
+    finally:
+        statuses = [both[name].kill(signal.SIGTERM) for name in (HOSPITAL, VENDOR)]
+    assert statuses == [0, 0]
+    assert results(tmp_path, shown["id"]) == expected(tmp_path)
+    vendor_uses, hospital_uses = audit(tmp_path)
+    assert IMAGES <= len(hospital_uses) <= IMAGES + 6, "a kill costs at most the image in flight"
+    assert len(vendor_uses) <= len(hospital_uses)
+    for name in (VENDOR, HOSPITAL):
+        log = (tmp_path / f"{name}.log").read_text()
+        assert "Traceback" not in log, log
