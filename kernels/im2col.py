@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import TypeVar
 
 import numpy as np
@@ -57,7 +58,7 @@ def convolve(
     """Cross-correlation as in torch.nn.Conv2d, modulo 2^bits, exactly.
 
     weight: int64 (out, c / groups, kh, kw) with sum |w| <= l1 for each output; x: uint64 (c, h, w). Returns uint64
-    (out, out_h, out_w) below 2^bits. Works by bands of output rows in bounded memory.
+    (out, out_h, out_w) below 2^bits. Works by bands of output rows and blocks of outputs, in bounded memory.
     """
     out, per_group, kh, kw = weight.shape
     h, w = x.shape[1:]
@@ -67,16 +68,19 @@ def convolve(
     limbs = gemm.split(np.ascontiguousarray(x).reshape(-1), bits, width)
     band = max(1, _BLOCK // (per_group * kh * kw * out_w))
     result = np.zeros((out, out_h, out_w), np.uint64)
-    outputs = out // groups
-    for group in range(groups):
-        w_group = weight[group * outputs : (group + 1) * outputs].reshape(outputs, -1).astype(np.float64)
+    # A float64 copy of the weights exists for a block of outputs at a time.
+    block = max(1, _BLOCK // (per_group * kh * kw))
+    for group, first in itertools.product(range(groups), range(0, out_h, band)):
+        last = min(first + band, out_h)
+        end = (group + 1) * (out // groups)
         for i, limb in enumerate(limbs):
-            x_group = limb.reshape(x.shape)[group * per_group : (group + 1) * per_group]
-            for first in range(0, out_h, band):
-                last = min(first + band, out_h)
-                product = w_group @ im2col(x_group, (kh, kw), stride, padding, (first, last))
-                target = result[group * outputs : (group + 1) * outputs, first:last]
-                flat = target.reshape(outputs, -1)
+            own = limb.reshape(x.shape)[group * per_group : (group + 1) * per_group]
+            columns = im2col(own, (kh, kw), stride, padding, (first, last))
+            for o in range(group * (out // groups), end, block):
+                part = weight[o : min(o + block, end)]
+                product = part.reshape(len(part), -1).astype(np.float64) @ columns
+                target = result[o : o + len(part), first:last]
+                flat = target.reshape(product.shape)
                 gemm.add_shifted(flat, product, i * width, bits)
                 target[...] = flat.reshape(target.shape)
     return result

@@ -134,7 +134,10 @@ def mask(seed: bytes, op: int, shape: tuple[int, ...], bits: int) -> Words:
 
 
 def budget(network: Network, op_index: int, batch: int = 1) -> bfv.NoiseBudget:
-    """The noise proof of a Linear operation; its ``check`` says whether the operation can be made at all."""
+    """The noise proof of a Linear operation; its ``check`` says whether the operation can be made at all.
+
+    The answer does not depend on ``batch``: outputs share ciphertexts only where that leaves room to spare.
+    """
     return _layout(network, op_index, batch)[1]
 
 
@@ -204,19 +207,20 @@ async def server_triples(
     noise.check()
     check_weights(network, op_index, numbers)
     s = await channel.compute(_masks, op_index, seeds, layout, noise.bits)
-    for group, tile in layout.units():
+    for group in range(layout.groups):
         weights = layout.weights(numbers.weight, group)
-        sums = np.zeros((layout.answers, 2, len(bfv.PRIMES), bfv.N), np.uint32)
-        for first, last in _parts(layout.inputs, REQUESTS_A_MESSAGE):
-            request = await channel.recv(Request, b=((last - first) * bfv.REQUEST_BYTES // 8,))
-            await channel.compute(
-                _accumulate, sums, weights, layout, noise.row_l1, first, last, request.seed, request.b
-            )
-        for first, last in _parts(layout.answers, ANSWERS_A_MESSAGE):
-            c = await channel.compute(
-                _answer, keys.public, channel.prg.seed(), sums[first:last], layout, (group, tile), first, s, noise
-            )
-            await channel.send(Answer(c))
+        for tile in range(layout.tiles):
+            sums = np.zeros((layout.answers, 2, len(bfv.PRIMES), bfv.N), np.uint32)
+            for first, last in _parts(layout.inputs, REQUESTS_A_MESSAGE):
+                request = await channel.recv(Request, b=((last - first) * bfv.REQUEST_BYTES // 8,))
+                await channel.compute(
+                    _accumulate, sums, weights, layout, noise.row_l1, first, last, request.seed, request.b
+                )
+            for first, last in _parts(layout.answers, ANSWERS_A_MESSAGE):
+                c = await channel.compute(
+                    _answer, keys.public, channel.prg.seed(), sums[first:last], layout, (group, tile), first, s, noise
+                )
+                await channel.send(Answer(c))
 
 
 def check_weights(network: Network, op_index: int, numbers: LinearNumbers) -> None:

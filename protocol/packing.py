@@ -126,8 +126,13 @@ class Packing:
         return out
 
     def weights(self, weight: Weights, group: int) -> Weights:
-        """The group's weights by phase: int64 (outputs, channels, reach), zero where a phase has no tap."""
+        """The group's weights by phase: int64 (outputs, channels, reach), zero where a phase has no tap.
+
+        A view where there is one phase: fully connected layers have weights of a gigabyte.
+        """
         own = weight[group * self.outputs : (group + 1) * self.outputs]
+        if self.stride == (1, 1):
+            return own
         out = np.zeros((self.outputs, len(self.phases), own.shape[1], *self.reach), np.int64)
         for index, (a, b) in enumerate(self.phases):
             taps = own[:, :, a :: self.stride[0], b :: self.stride[1]]
