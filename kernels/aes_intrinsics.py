@@ -26,7 +26,7 @@ _LANES = 4 if AES_PATH == "vaes512" else 1
 _WIDE = 16 if AES_PATH == "vaes512" else 8
 
 
-class _Emitter:
+class Emitter:
     """Writes the LLVM code for one kernel step on ``count`` vectors of ``lanes`` blocks each."""
 
     def __init__(self, context: Any, builder: ir.IRBuilder, lanes: int, count: int) -> None:
@@ -52,11 +52,12 @@ class _Emitter:
         for i, value in enumerate(values):
             self.builder.store(value, self.builder.gep(start, [ir.Constant(_I64, i)]), align=8)
 
-    def round_keys(self, array_type: types.Array, array: ir.Value) -> list[ir.Value]:
-        """The eleven round keys, each repeated in every lane."""
+    def round_keys(self, array_type: types.Array, array: ir.Value, row: ir.Value | None = None) -> list[ir.Value]:
+        """The eleven round keys from row ``row`` (0) on, each repeated in every lane."""
         keys = []
         for r in range(11):
-            at = self.builder.bitcast(self.pointer(array_type, array, r), _BLOCK.as_pointer())
+            place = r if row is None else self.builder.add(row, ir.Constant(_I64, r))
+            at = self.builder.bitcast(self.pointer(array_type, array, place), _BLOCK.as_pointer())
             repeat = ir.Constant(ir.VectorType(_I32, 2 * self.lanes), [0, 1] * self.lanes)
             key = self.builder.load(at, align=8)
             keys.append(self.builder.shuffle_vector(key, ir.Constant(_BLOCK, ir.Undefined), repeat))
@@ -108,7 +109,7 @@ def _encrypt_step(lanes: int, count: int) -> Callable[..., Any]:
         _check_blocks(round_keys, x, out)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = _Emitter(context, builder, lanes, count)
+            emit = Emitter(context, builder, lanes, count)
             keys = emit.round_keys(signature.args[0], args[0])
             result = emit.encrypt(keys, emit.load(signature.args[1], args[1], args[3]))
             emit.store(signature.args[2], args[2], args[3], result)
@@ -125,7 +126,7 @@ def _counter_step(lanes: int, count: int) -> Callable[..., Any]:
         _check_blocks(round_keys, out)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = _Emitter(context, builder, lanes, count)
+            emit = Emitter(context, builder, lanes, count)
             keys = emit.round_keys(signature.args[0], args[0])
             counters = emit.counters(builder.add(args[1], args[3]))
             emit.store(signature.args[2], args[2], args[3], emit.encrypt(keys, counters))
@@ -142,7 +143,7 @@ def _hash_step(lanes: int, count: int) -> Callable[..., Any]:
         _check_blocks(round_keys, x, out)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = _Emitter(context, builder, lanes, count)
+            emit = Emitter(context, builder, lanes, count)
             keys = emit.round_keys(signature.args[0], args[0])
             once = emit.encrypt(keys, emit.load(signature.args[1], args[1], args[4]))
             tweaked = emit.xor(once, emit.counters(builder.add(args[2], args[4])))
@@ -163,7 +164,7 @@ def _schedule_step() -> Callable[..., Any]:
         _check_blocks(round_keys)
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = _Emitter(context, builder, 1, 1)
+            emit = Emitter(context, builder, 1, 1)
             words = ir.VectorType(_I32, 4)
             zero = ir.Constant(words, [0] * 4)
             assist = _declare(builder.module, "llvm.x86.aesni.aeskeygenassist", ir.FunctionType(_BLOCK, [_BLOCK, _I8]))

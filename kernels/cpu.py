@@ -39,7 +39,15 @@ def aes_path(available: frozenset[str], wanted: str | None = None) -> str:
 
 AES_PATH = aes_path(features(), os.environ.get("MPCD_AES") or None)
 
-_SHARED = ("cpu.py", "aes_arguments.py", "aes_intrinsics.py", "aes_portable.py", "transpose.py")
+_SHARED = (
+    "cpu.py",
+    "aes_arguments.py",
+    "aes_intrinsics.py",
+    "aes_portable.py",
+    "transpose.py",
+    "leaf_sums_intrinsics.py",
+    "leaf_sums_portable.py",
+)
 
 
 def _build() -> str:

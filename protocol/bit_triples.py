@@ -14,9 +14,9 @@ c = a & b and c2 = a & b2; a, b and b2 are uniform.
 
 For then c_0 ^ c_1 = a_0 b_0 ^ a_1 b_1 ^ (r_0 ^ m0_1) ^ (r_1 ^ m0_0) = a_0 b_0 ^ a_1 b_1 ^ a_0 b_1 ^ a_1 b_0.
 
-Cost: one COT each way, so ``pads.bytes_sent(count)`` bytes (16 a triple, whole blocks of 128) from each party. Neither
-waits for the other except to stay within ``RUN_AHEAD`` messages: a driver must let that much lie unread in each
-direction (``BYTES_AHEAD``).
+Cost: one COT each way, so ``pads.bytes_sent(count)`` bytes (16 a triple with IKNP, in whole blocks of 128) from each
+party. Neither waits for the other except to stay within ``RUN_AHEAD`` messages: a driver must let that much lie unread
+in each direction (``BYTES_AHEAD``).
 
 Adversary: semi-honest, under ot/pads.py's assumption.
 """
@@ -30,11 +30,13 @@ from mpcd.kernels import ot_hash
 from mpcd.protocol.channel import Channel
 from mpcd.protocol.correlations import AndTriples
 from mpcd.protocol.ot import iknp
+from mpcd.protocol.ot.extension import CHUNK
 from mpcd.protocol.ot.pads import ReceivingEnd, SendingEnd, chunks
 
-# Messages that a party sends before it must have read one: hides the link's latency behind 4 MiB.
+# Messages that a party sends before it must have read one: hides the link's latency behind 4 MiB with IKNP's messages,
+# which are the longest.
 RUN_AHEAD = 4
-BYTES_AHEAD = RUN_AHEAD * iknp.bytes_sent(iknp.CHUNK)
+BYTES_AHEAD = RUN_AHEAD * iknp.bytes_sent(CHUNK)
 
 Words = npt.NDArray[np.uint64]
 

@@ -31,14 +31,13 @@ import numpy.typing as npt
 from mpcd.kernels import iknp
 from mpcd.kernels.aes import expand_key
 from mpcd.protocol.channel import Channel
+from mpcd.protocol.ot.extension import blocks, checked_blocks, grown
 from mpcd.protocol.wire import array, message
 
 Words = npt.NDArray[np.uint64]
 Bytes = npt.NDArray[np.uint8]
 
 WIDTH = 128
-# Rows that one message may bring: 1 MiB of columns. Longer vectors go in chunks.
-CHUNK = 1 << 16
 
 
 @message("iknp")
@@ -50,7 +49,7 @@ class Columns:
 
 def bytes_sent(n: int) -> int:
     """Payload bytes of one ``extend`` by n."""
-    return 16 * 128 * _blocks(n)
+    return 16 * WIDTH * blocks(n)
 
 
 class Sender:
@@ -65,12 +64,12 @@ class Sender:
 
     async def extend(self, channel: Channel, n: int) -> Words:
         """Step 2: q, uint64 (n, 2), for 1 <= n <= CHUNK."""
-        blocks = _checked_blocks(n)
-        msg = await channel.recv(Columns, u=(WIDTH, 2 * blocks))
-        self._rows = _grown(self._rows, 128 * blocks)
-        rows = self._rows[: 128 * blocks]
+        count = checked_blocks(n)
+        msg = await channel.recv(Columns, u=(WIDTH, 2 * count))
+        self._rows = grown(self._rows, 128 * count)
+        rows = self._rows[: 128 * count]
         await channel.compute(iknp.sender_rows, self._keys, self.delta, self._next, msg.u, rows)
-        self._next += blocks
+        self._next += count
         return rows[:n]
 
 
@@ -86,32 +85,17 @@ class Receiver:
 
     async def extend(self, channel: Channel, n: int) -> tuple[Words, Words]:
         """Step 1: (x, t), x as words with tail zero, t uint64 (n, 2), for 1 <= n <= CHUNK."""
-        blocks = _checked_blocks(n)
-        x = np.zeros(2 * blocks, np.uint64)
+        count = checked_blocks(n)
+        x = np.zeros(2 * count, np.uint64)
         x[: (n + 63) // 64] = channel.prg.bits(n)
-        u = np.empty((WIDTH, 2 * blocks), np.uint64)
-        self._rows = _grown(self._rows, 128 * blocks)
-        rows = self._rows[: 128 * blocks]
+        u = np.empty((WIDTH, 2 * count), np.uint64)
+        self._rows = grown(self._rows, 128 * count)
+        rows = self._rows[: 128 * count]
         await channel.compute(iknp.receiver_rows, self._keys0, self._keys1, self._next, x, u, rows)
-        self._next += blocks
+        self._next += count
         await channel.send(Columns(u))
         return x[: (n + 63) // 64], rows[:n]
 
 
 def _expand(keys: Bytes) -> Words:
     return np.stack([expand_key(np.ascontiguousarray(key)) for key in keys])
-
-
-def _blocks(n: int) -> int:
-    """AES blocks that cover n bits of a column."""
-    return (n + 127) // 128
-
-
-def _checked_blocks(n: int) -> int:
-    if not 1 <= n <= CHUNK:
-        raise ValueError(f"{n} rows at a time, not between 1 and {CHUNK}")
-    return _blocks(n)
-
-
-def _grown(buffer: Words, rows: int) -> Words:
-    return buffer if len(buffer) >= rows else np.empty((rows, 2), np.uint64)

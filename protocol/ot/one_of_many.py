@@ -12,8 +12,8 @@ Sender ends with the pads of all 2^m entries, Receiver with a random entry v and
    hash gives, others for every v.
 3. Receiver: bits 2v, 2v + 1 of the XOR of H(j, t_j): of any other entry it lacks at least one H.
 
-Cost: m COTs a leaf, so ``pads.bytes_sent(count, m)`` bytes (16 m a leaf, whole blocks of 128 rows) from Receiver to
-Sender, 1 flow.
+Cost: m COTs a leaf, so ``pads.bytes_sent(count, m)`` bytes (16 m a leaf with IKNP, in whole blocks of 128 rows) from
+Receiver to Sender, 1 flow.
 
 Adversary: semi-honest, under pads.py's assumption.
 """

@@ -25,14 +25,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
 from mpcd.kernels.aes import expand_key
 from mpcd.protocol.channel import Channel
-from mpcd.protocol.ot import iknp
+from mpcd.protocol.ot import extension, iknp
 
 Words = npt.NDArray[np.uint64]
 
@@ -56,7 +56,7 @@ class HashKeys:
 class SendingEnd:
     """The OT sender's end of one direction."""
 
-    cot: iknp.Sender
+    cot: extension.Sender
     keys: HashKeys
 
     async def rows(self, channel: Channel, n: int) -> tuple[Words, Words, Words, int]:
@@ -70,7 +70,7 @@ class SendingEnd:
 class ReceivingEnd:
     """The OT receiver's end of one direction."""
 
-    cot: iknp.Receiver
+    cot: extension.Receiver
     keys: HashKeys
 
     async def rows(self, channel: Channel, n: int) -> tuple[Words, Words, Words, int]:
@@ -82,11 +82,14 @@ class ReceivingEnd:
 
 def chunks(count: int, rows_each: int = 1) -> Iterator[tuple[int, int]]:
     """(first, n) of the chunks that ``count`` correlations of ``rows_each`` rows go in; first is a multiple of 64."""
-    size = iknp.CHUNK // rows_each // 64 * 64
+    size = extension.CHUNK // rows_each // 64 * 64
     for first in range(0, count, size):
         yield first, min(size, count - first)
 
 
-def bytes_sent(count: int, rows_each: int = 1) -> int:
-    """Payload bytes, all from the OT receiver, for ``count`` correlations of ``rows_each`` rows."""
-    return sum(iknp.bytes_sent(n * rows_each) for _, n in chunks(count, rows_each))
+def bytes_sent(count: int, rows_each: int = 1, cot_bytes: Callable[[int], int] = iknp.bytes_sent) -> int:
+    """Payload bytes, all from the OT receiver, for ``count`` correlations of ``rows_each`` rows.
+
+    ``cot_bytes(n)``: the bytes of one extension by n.
+    """
+    return sum(cot_bytes(n * rows_each) for _, n in chunks(count, rows_each))

@@ -10,7 +10,8 @@ bits, 1 <= bits <= 64.
 2. Sender: m0_j = H(j, q_j), m1_j = H(j, q_j ^ delta), each cut to its low bits.
 3. Receiver: m_j = H(j, t_j), cut.
 
-Cost: one COT each, so ``pads.bytes_sent(count)`` bytes (16 an OT, whole blocks of 128) from Receiver to Sender, 1 flow.
+Cost: one COT each, so ``pads.bytes_sent(count)`` bytes (16 an OT with IKNP, in whole blocks of 128) from Receiver to
+Sender, 1 flow.
 
 Adversary: semi-honest, under pads.py's assumption.
 """

@@ -25,24 +25,28 @@ from mpcd.protocol.correlations import (
     StringReceiver,
     StringSender,
 )
-from mpcd.protocol.ot import base, correlate, iknp, pads
+from mpcd.protocol.ot import base, correlate, pads
+from mpcd.protocol.ot.extension import CHUNK
 from mpcd.protocol.randomness import Prg
 from mpcd.protocol.wire import WireError
 
 SESSION = b"a session's id.."
 BASELINE = Path(__file__).with_name("wire_baseline.json")
+# Bytes that 128 COTs take, and those that a set-up takes besides the base OTs.
+BLOCK_BYTES = {"iknp": 2048, "softspoken2": 1008, "softspoken4": 496, "softspoken8": 240}
+TREE_BYTES = {"iknp": 0, "softspoken2": 2048, "softspoken4": 3072, "softspoken8": 3584}
 COUNTS = (0, 1, 63, 64, 65, 1000)
 NEEDS = [
     *(LeafNeed(block, count) for block in (1, 2, 3, 4) for count in COUNTS),
-    LeafNeed(1, iknp.CHUNK + 1),
-    LeafNeed(3, 2 * (iknp.CHUNK // 3) + 77),
-    LeafNeed(4, iknp.CHUNK // 4),
+    LeafNeed(1, CHUNK + 1),
+    LeafNeed(3, 2 * (CHUNK // 3) + 77),
+    LeafNeed(4, CHUNK // 4),
     *(AndNeed(count) for count in COUNTS),
-    AndNeed(iknp.CHUNK),
-    AndNeed((bit_triples.RUN_AHEAD + 1) * iknp.CHUNK + 65),
+    AndNeed(CHUNK),
+    AndNeed((bit_triples.RUN_AHEAD + 1) * CHUNK + 65),
     *(StringNeed(bits, count, sender) for bits in (1, 21, 64) for count in COUNTS for sender in (0, 1)),
-    StringNeed(33, iknp.CHUNK + 129, 0),
-    StringNeed(64, 2 * iknp.CHUNK, 1),
+    StringNeed(33, CHUNK + 129, 0),
+    StringNeed(64, 2 * CHUNK, 1),
 ]
 
 
@@ -91,21 +95,31 @@ def check_relation(need: Need, parts: Sequence[Any]) -> None:
             check_strings(need, *(parts if need.sender == 0 else parts[::-1]))
 
 
-async def party(channel: Channel, needs: Sequence[Need]) -> list[Any]:
-    ots = await correlate.set_up(channel)
+async def party(channel: Channel, needs: Sequence[Need], extension: correlate.Extension = "iknp") -> list[Any]:
+    ots = await correlate.set_up(channel, extension)
     return [await ots.make(channel, need) for need in needs]
 
 
-def run(needs: Sequence[Need], seeds: tuple[bytes, bytes] | None = None) -> lockstep.Run:
+def run(
+    needs: Sequence[Need], extension: correlate.Extension = "iknp", seeds: tuple[bytes, bytes] | None = None
+) -> lockstep.Run:
     prgs = [Prg(seed) for seed in seeds] if seeds else [None, None]
-    return lockstep.run(*(party(Channel(i, SESSION, prgs[i]), needs) for i in (0, 1)))
+    return lockstep.run(*(party(Channel(i, SESSION, prgs[i]), needs, extension) for i in (0, 1)))
+
+
+def ends(extension: correlate.Extension) -> tuple[correlate.OtPair, correlate.OtPair]:
+    return lockstep.run(*(correlate.set_up(Channel(i, SESSION), extension) for i in (0, 1))).results
+
+
+@pytest.fixture(scope="module", params=correlate.EXTENSIONS)
+def extension(request: pytest.FixtureRequest) -> correlate.Extension:
+    return request.param
 
 
 @pytest.fixture(scope="module")
-def pair() -> tuple[correlate.OtPair, correlate.OtPair]:
+def pair(extension: correlate.Extension) -> tuple[correlate.OtPair, correlate.OtPair]:
     """Both ends of one set-up, so that every test goes on with the streams where another left them."""
-    outcome = lockstep.run(*(correlate.set_up(Channel(i, SESSION)) for i in (0, 1)))
-    return outcome.results
+    return ends(extension)
 
 
 def make(pair: tuple[correlate.OtPair, correlate.OtPair], need: Need, peer_need: Need | None = None) -> lockstep.Run:
@@ -113,21 +127,24 @@ def make(pair: tuple[correlate.OtPair, correlate.OtPair], need: Need, peer_need:
 
 
 @pytest.mark.parametrize("need", NEEDS, ids=str)
-def test_relation_and_cost(need: Need, pair: tuple[correlate.OtPair, correlate.OtPair]) -> None:
+def test_relation_and_cost(
+    need: Need, extension: correlate.Extension, pair: tuple[correlate.OtPair, correlate.OtPair]
+) -> None:
     outcome = make(pair, need)
     check_relation(need, outcome.results)
     sent = tuple(traffic.payload_bytes for traffic in outcome.traffic)
-    assert sent == correlate.bytes_by_party(need)
-    assert sum(sent) == correlate.bytes_sent(need)
-    # 16 bytes a COT go from its receiver; whole blocks cost at most 127 COTs more in each chunk.
+    assert sent == correlate.bytes_by_party(need, extension)
+    assert sum(sent) == correlate.bytes_sent(need, extension)
+    # A COT's bytes go from its receiver; whole blocks cost at most 127 COTs more in each chunk.
+    block = BLOCK_BYTES[extension]
     for i, cots in enumerate(correlate.cots(need)):
         messages = outcome.traffic[1 - i].messages
-        assert 16 * cots <= sent[1 - i] <= 16 * (cots + 127 * messages)
-        assert messages >= -(-cots // iknp.CHUNK)
+        assert block * cots <= 128 * sent[1 - i] <= block * (cots + 127 * messages)
+        assert messages >= -(-cots // CHUNK)
     if need.count == 0:
         assert outcome.flows == 0
     elif isinstance(need, AndNeed):
-        fits = need.count <= bit_triples.RUN_AHEAD * iknp.CHUNK
+        fits = need.count <= bit_triples.RUN_AHEAD * CHUNK
         assert outcome.flows == 2 if fits else outcome.flows > 2
     else:
         assert outcome.flows == 1
@@ -140,19 +157,31 @@ def test_counts_by_direction() -> None:
     assert correlate.cots(StringNeed(20, 10, 1)) == (0, 10)
     assert correlate.bytes_by_party(LeafNeed(4, 32)) == (0, 2048)
     assert correlate.bytes_by_party(StringNeed(20, 129, 1)) == (4096, 0)
+    assert correlate.bytes_by_party(LeafNeed(4, 32), "softspoken8") == (0, 240)
+    assert correlate.bytes_by_party(StringNeed(20, 129, 1), "softspoken4") == (992, 0)
 
 
-def test_set_up_cost() -> None:
-    outcome = run(())
-    assert outcome.flows == 2
-    assert [traffic.payload_bytes + 32 for traffic in outcome.traffic] == [base.BYTES_SENT] * 2
+def test_set_up_cost(extension: correlate.Extension) -> None:
+    outcome = run((), extension)
+    assert outcome.flows == (2 if extension == "iknp" else 3)
+    sent = base.BYTES_SENT + TREE_BYTES[extension]
+    assert [traffic.payload_bytes + 32 for traffic in outcome.traffic] == [sent] * 2
+    assert correlate.set_up_bytes_sent(extension) == sent
 
 
-def test_a_party_runs_ahead_as_far_as_stated() -> None:
+def test_iknp_unless_another_is_named() -> None:
+    need = LeafNeed(2, 1000)
+    assert run([need]).traffic[1].payload_bytes == base.BYTES_SENT - 32 + correlate.bytes_sent(need, "iknp")
+    assert correlate.bytes_sent(need) == correlate.bytes_sent(need, "iknp")
+    assert correlate.set_up_bytes_sent() == correlate.set_up_bytes_sent("iknp")
+
+
+def test_a_party_runs_ahead_as_far_as_stated(extension: correlate.Extension) -> None:
     """Before its first read a party has sent what drivers are told to hold, and no more."""
-    for count, sent in ((8 * iknp.CHUNK, bit_triples.BYTES_AHEAD), (100, 2048)):
-        ends = lockstep.run(*(correlate.set_up(Channel(i, SESSION)) for i in (0, 1))).results
-        assert bytes_before_first_read(ends[0].make(Channel(0, SESSION), AndNeed(count))) == sent
+    block = BLOCK_BYTES[extension]
+    for count, sent in ((8 * CHUNK, bit_triples.BYTES_AHEAD * block // 2048), (100, block)):
+        first, _ = ends(extension)
+        assert bytes_before_first_read(first.make(Channel(0, SESSION), AndNeed(count))) == sent
     assert bit_triples.BYTES_AHEAD == 4 << 20
 
 
@@ -165,27 +194,27 @@ def bytes_before_first_read(coroutine: Any) -> int:
     return total
 
 
-def test_nothing_repeats_in_a_session() -> None:
+def test_nothing_repeats_in_a_session(extension: correlate.Extension) -> None:
     """64-bit strings of one set-up, over chunks, calls and both directions, are all different."""
-    needs = [StringNeed(64, iknp.CHUNK + 300, 0), StringNeed(64, 5000, 1), StringNeed(64, 5000, 0)]
-    p0, p1 = run(needs).results
+    needs = [StringNeed(64, CHUNK + 300, 0), StringNeed(64, 5000, 1), StringNeed(64, 5000, 0)]
+    p0, p1 = run(needs, extension).results
     strings = [p0[0].m0, p0[0].m1, p1[1].m0, p1[1].m1, p0[2].m0, p0[2].m1]
     everything = np.concatenate(strings)
     assert len(np.unique(everything)) == len(everything)
 
 
-def test_sessions_share_nothing() -> None:
+def test_sessions_share_nothing(extension: correlate.Extension) -> None:
     need = StringNeed(64, 2000, 0)
     strings = []
     for _ in range(2):
-        sender = run([need]).results[0][0]
+        sender = run([need], extension).results[0][0]
         strings += [sender.m0, sender.m1]
     assert len(np.unique(np.concatenate(strings))) == 8000
 
 
-def test_correlation_is_broken() -> None:
+def test_correlation_is_broken(extension: correlate.Extension) -> None:
     """Unhashed rows would give m0 ^ m1 the same in every OT, and linear relations between OTs."""
-    sender = run([StringNeed(64, 4096, 0)]).results[0][0]
+    sender = run([StringNeed(64, 4096, 0)], extension).results[0][0]
     difference = sender.m0 ^ sender.m1
     assert len(np.unique(difference)) == 4096
     assert rank(difference) == 64
@@ -270,31 +299,55 @@ def test_bad_needs_are_refused(need: Need, pair: tuple[correlate.OtPair, correla
     ],
     ids=str,
 )
-def test_different_needs_are_refused(ours: Need, theirs: Need) -> None:
+def test_different_needs_are_refused(ours: Need, theirs: Need, extension: correlate.Extension) -> None:
     with pytest.raises(WireError):
-        lockstep.run(party(Channel(0, SESSION), [ours]), party(Channel(1, SESSION), [theirs]))
+        lockstep.run(party(Channel(0, SESSION), [ours], extension), party(Channel(1, SESSION), [theirs], extension))
 
 
-def test_another_message_is_refused() -> None:
+@pytest.mark.parametrize("theirs", correlate.EXTENSIONS)
+def test_different_extensions_are_refused(theirs: correlate.Extension, extension: correlate.Extension) -> None:
+    need = LeafNeed(1, 512)
+    if theirs == extension:
+        return
+    with pytest.raises(WireError):
+        lockstep.run(party(Channel(0, SESSION), [need], extension), party(Channel(1, SESSION), [need], theirs))
+
+
+@pytest.mark.parametrize("name", ["IKNP", "softspoken", "softspoken1", "softspoken3", "softspoken16", "silent", ""])
+def test_unknown_extensions_are_refused(name: Any) -> None:
+    for function in (correlate.bytes_by_party, correlate.bytes_sent):
+        with pytest.raises(ValueError, match="not an OT extension: iknp, softspoken2, softspoken4, softspoken8"):
+            function(LeafNeed(1, 1), name)
+    with pytest.raises(ValueError, match="not an OT extension"):
+        correlate.set_up_bytes_sent(name)
+    with pytest.raises(ValueError, match="not an OT extension"):
+        correlate.set_up(Channel(0, SESSION), name).send(None)
+
+
+def test_another_message_is_refused(extension: correlate.Extension) -> None:
     async def confused(channel: Channel) -> None:
-        await correlate.set_up(channel)
+        await correlate.set_up(channel, extension)
         await channel.send(base.BaseMessage(bytes(32), np.zeros((128, 2, 32), np.uint8)))
 
-    with pytest.raises(WireError, match="expected a iknp message"):
-        lockstep.run(party(Channel(0, SESSION), [LeafNeed(1, 512)]), confused(Channel(1, SESSION)))
+    with pytest.raises(WireError, match=f"expected a {extension.rstrip('248')} message"):
+        lockstep.run(party(Channel(0, SESSION), [LeafNeed(1, 1 << 13)], extension), confused(Channel(1, SESSION)))
 
 
 def test_wire_baseline() -> None:
     """The bytes of a seeded run, and what comes out: a change here is a change of the protocol's version."""
-    rows: dict[str, list[Need]] = {
-        "ot set-up": [],
-        "ot leaves": [LeafNeed(block, 1000) for block in (1, 2, 3, 4)],
-        "ot triples": [AndNeed(1000)],
-        "ot strings": [StringNeed(20, 1000, 0), StringNeed(20, 1000, 1)],
+    everything = [LeafNeed(3, 1000), AndNeed(1000), StringNeed(20, 1000, 0), StringNeed(20, 1000, 1)]
+    rows: dict[str, tuple[correlate.Extension, list[Need]]] = {
+        "ot set-up": ("iknp", []),
+        "ot leaves": ("iknp", [LeafNeed(block, 1000) for block in (1, 2, 3, 4)]),
+        "ot triples": ("iknp", [AndNeed(1000)]),
+        "ot strings": ("iknp", [StringNeed(20, 1000, 0), StringNeed(20, 1000, 1)]),
+        "softspoken2": ("softspoken2", everything),
+        "softspoken4": ("softspoken4", everything),
+        "softspoken8": ("softspoken8", everything),
     }
     found = {}
-    for name, needs in rows.items():
-        outcome = run(needs, seeds=(b"seed of party 0.", b"seed of party 1."))
+    for name, (extension, needs) in rows.items():
+        outcome = run(needs, extension, seeds=(b"seed of party 0.", b"seed of party 1."))
         results = hashlib.sha256()
         for correlation in (part for parts in outcome.results for part in parts):
             for field in dataclasses.fields(correlation):

@@ -11,6 +11,7 @@ import pytest
 from mpcd.protocol import lockstep
 from mpcd.protocol.channel import Channel
 from mpcd.protocol.ot import iknp
+from mpcd.protocol.ot.extension import CHUNK
 from mpcd.protocol.randomness import Prg
 from mpcd.protocol.wire import WireError, array, message
 
@@ -48,7 +49,7 @@ def unpacked(words: Any, n: int) -> Any:
 
 @pytest.mark.parametrize(
     "counts",
-    [(1,), (63,), (64,), (65,), (127, 128, 129), (1000,), (iknp.CHUNK,), (iknp.CHUNK - 1, 5, 20_000)],
+    [(1,), (63,), (64,), (65,), (127, 128, 129), (1000,), (CHUNK,), (CHUNK - 1, 5, 20_000)],
     ids=str,
 )
 def test_relation_and_cost(counts: tuple[int, ...]) -> None:
@@ -71,7 +72,7 @@ def test_relation_and_cost(counts: tuple[int, ...]) -> None:
 
 
 def test_choices_and_rows_are_balanced() -> None:
-    n = iknp.CHUNK
+    n = CHUNK
     outcome, _ = extend((n,))
     (q,), ((x, t),) = outcome.results
     ten_sigma = 10 * np.sqrt(n) / 2
@@ -105,7 +106,7 @@ def test_receiver_runs_ahead() -> None:
         assert (t == q ^ np.where(unpacked(x, 300)[:, None] == 1, sender.delta, np.uint64(0))).all()
 
 
-@pytest.mark.parametrize("n", [0, -1, iknp.CHUNK + 1])
+@pytest.mark.parametrize("n", [0, -1, CHUNK + 1])
 def test_counts_out_of_range(n: int) -> None:
     with pytest.raises(ValueError, match="rows at a time"):
         extend((n,))

@@ -1,0 +1,65 @@
+"""The columns of the SoftSpokenOT extension: trees' sums, their corrections, and the transposition to rows."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from mpcd.kernels.cpu import linked
+from mpcd.kernels.leaf_sums import leaf_sums
+from mpcd.kernels.transpose import transpose_128
+
+Words = npt.NDArray[np.uint64]
+
+WIDTH = 128
+# Words of each column that are expanded and transposed at a time: 128 KiB of columns stay in the second-level cache.
+TILE = 128
+
+
+@linked
+def receiver_rows(keys: Words, counter: int, choices: Words, columns: Words, rows: Words) -> None:
+    """choices = u_0;  columns_(i-1) = u_i ^ u_0;  rows = transpose(v), where (v_(k i), ..., v_(k i + k - 1)) and u_i
+    are the weighted sums and the total of tree i's leaves (``leaf_sums``).
+
+    keys: uint64 (128 / k, 2^k, 11, 2), round keys. Writes choices: uint64 (w,), w even; columns: uint64
+    (128 / k - 1, w); rows: uint64 (64 w, 2). No branch or index depends on keys.
+    """
+    trees, words = keys.shape[0], len(choices)
+    depth = WIDTH // trees
+    space = np.empty(WIDTH * TILE, np.uint64)
+    total = np.empty(TILE, np.uint64)
+    for first in range(0, words, TILE):
+        n = min(TILE, words - first)
+        tile = space[: WIDTH * n].reshape(WIDTH, n)
+        leaf_sums(keys[0], counter + first // 2, tile[:depth], choices[first : first + n])
+        for i in range(1, trees):
+            leaf_sums(keys[i], counter + first // 2, tile[depth * i : depth * (i + 1)], total[:n])
+            for v in range(n):
+                columns[i - 1, first + v] = total[v] ^ choices[first + v]
+        rows[64 * first : 64 * (first + n)] = transpose_128(tile)
+
+
+@linked
+def sender_rows(keys: Words, delta: Words, counter: int, columns: Words, rows: Words) -> None:
+    """rows = transpose(q), q_(k i + j) = w_(k i + j) ^ (delta_(k i + j) * columns_(i-1)), without the second term for
+    i = 0, where (w_(k i), ..., w_(k i + k - 1)) are the weighted sums of tree i's leaves (``leaf_sums``).
+
+    keys: uint64 (128 / k, 2^k, 11, 2), round keys. delta: uint64 (2,), bit i at word i // 64. columns: uint64
+    (128 / k - 1, w), w even. Writes rows: uint64 (64 w, 2). No branch or index depends on keys or delta.
+    """
+    trees, words = keys.shape[0], columns.shape[1]
+    depth = WIDTH // trees
+    space = np.empty(WIDTH * TILE, np.uint64)
+    total = np.empty(TILE, np.uint64)
+    for first in range(0, words, TILE):
+        n = min(TILE, words - first)
+        tile = space[: WIDTH * n].reshape(WIDTH, n)
+        for i in range(trees):
+            leaf_sums(keys[i], counter + first // 2, tile[depth * i : depth * (i + 1)], total[:n])
+            if i == 0:
+                continue
+            for c in range(depth * i, depth * (i + 1)):
+                mask = np.uint64(0) - ((delta[c // 64] >> np.uint64(c % 64)) & np.uint64(1))
+                for v in range(n):
+                    tile[c, v] ^= columns[i - 1, first + v] & mask
+        rows[64 * first : 64 * (first + n)] = transpose_128(tile)

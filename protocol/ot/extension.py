@@ -1,0 +1,49 @@
+"""What every correlated OT extension offers: two ends, which go on from chunk to chunk."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mpcd.protocol.channel import Channel
+
+Words = npt.NDArray[np.uint64]
+
+# Rows that one message may bring: 1 MiB of columns at most. Longer vectors go in chunks.
+CHUNK = 1 << 16
+
+
+class Sender(Protocol):
+    """The end that holds delta, uint64 (2,)."""
+
+    delta: Words
+
+    async def extend(self, channel: Channel, n: int) -> Words:
+        """q, uint64 (n, 2), for 1 <= n <= CHUNK; valid until the next call."""
+        ...
+
+
+class Receiver(Protocol):
+    """The end that learns t = q ^ x delta for random bits x."""
+
+    async def extend(self, channel: Channel, n: int) -> tuple[Words, Words]:
+        """(x, t), x as words with tail zero, t uint64 (n, 2), for 1 <= n <= CHUNK; t is valid until the next call."""
+        ...
+
+
+def blocks(n: int) -> int:
+    """AES blocks that cover n bits of a column."""
+    return (n + 127) // 128
+
+
+def checked_blocks(n: int) -> int:
+    if not 1 <= n <= CHUNK:
+        raise ValueError(f"{n} rows at a time, not between 1 and {CHUNK}")
+    return blocks(n)
+
+
+def grown(buffer: Words, rows: int) -> Words:
+    """``buffer``, or a new one, with space for this many rows of 128 bits."""
+    return buffer if len(buffer) >= rows else np.empty((rows, 2), np.uint64)
