@@ -15,8 +15,8 @@ Per Linear operation, for every group of channels and tile of positions:
    where an output lies and fresh uniform numbers everywhere else; switches to two primes.        (``Answer``)
 3. P1 decrypts and keeps the outputs' positions.
 
-Cost, exact in ``traffic``: 54,272 bytes a request ciphertext, 55,296 an answer; one public key of 54,272 bytes. P1
-sends a tile's requests ahead while P0 works on the one before.
+Cost, exact in ``traffic``: 54,272 bytes a request ciphertext, 55,296 an answer; one public key of 54,272 bytes. Two
+flows for a group's tile; P1 sends the next tile's requests while P0 still works on one.
 
 Adversary: semi-honest. P0 sees ciphertexts under P1's key (RLWE). P1 knows its key and r, so an answer must not tell
 more than c: c1 is hidden by the encryption of zero, all 4096 plaintext coefficients by masks, the noise by flooding.
