@@ -141,7 +141,9 @@ _VGG16 = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 
 class VGG(nn.Module):
     """Simonyan & Zisserman 2015. In ``plan`` a number is a 3x3 convolution's channels, 0 a 2x2 max pool."""
 
-    def __init__(self, num_outputs: int, in_channels: int, plan: tuple[int, ...], batch_norm: bool) -> None:
+    def __init__(
+        self, num_outputs: int, in_channels: int, plan: tuple[int, ...], batch_norm: bool, hidden: int = 4096
+    ) -> None:
         super().__init__()
         parts: list[nn.Module] = []
         channels = in_channels
@@ -157,8 +159,8 @@ class VGG(nn.Module):
         self.features = nn.Sequential(*parts)
         self.avgpool = nn.AdaptiveAvgPool2d((7, 7))
         self.classifier = nn.Sequential(
-            nn.Linear(512 * 49, 4096), nn.ReLU(True), nn.Dropout(),
-            nn.Linear(4096, 4096), nn.ReLU(True), nn.Dropout(), nn.Linear(4096, num_outputs),
+            nn.Linear(channels * 49, hidden), nn.ReLU(True), nn.Dropout(),
+            nn.Linear(hidden, hidden), nn.ReLU(True), nn.Dropout(), nn.Linear(hidden, num_outputs),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from mpcd.daemon.image.preprocess import quantise
 from mpcd.daemon.model.compile import Compiled, compile_graph
-from mpcd.daemon.model.nodes import Floats, Graph, Range
+from mpcd.daemon.model.nodes import Floats, Graph, ModelError, Range
 from mpcd.protocol import oracle
 from mpcd.protocol.network import Network, PrivateNumbers
 
@@ -48,9 +48,14 @@ def choose(
     enough, else the best. Raises ModelError."""
     probes = np.unique(np.linspace(0, len(images) - 1, PROBES).round().astype(int))
     best: Choice | None = None
+    refused = ModelError("there is no ring to try")
     tried: dict[tuple[int, int], float] = {}
     for at, (bits, fraction) in enumerate(rings):
-        compiled = compile_graph(graph, seen, name=name, findings=findings, bits=bits, fraction=fraction)
+        try:
+            compiled = compile_graph(graph, seen, name=name, findings=findings, bits=bits, fraction=fraction)
+        except ModelError as error:  # a larger ring may do
+            refused = error
+            continue
         worst = 0.0
         for done, probe in enumerate(probes):
             found = integer_logits(compiled.network, compiled.numbers, images[probe])
@@ -62,7 +67,7 @@ def choose(
         if worst <= TARGET:
             break
     if best is None:
-        raise ValueError("no ring to try")
+        raise refused
     return best
 
 

@@ -26,6 +26,7 @@ _HINTS = {
     "silu": "use ReLU and fine-tune",
     "leaky_relu": "use ReLU and fine-tune",
     "mul": "fold a constant factor into the weights before it",
+    "batch_norm": "export the model in eval mode",
     "layer_norm": "use BatchNorm2d",
     "group_norm": "use BatchNorm2d",
     "instance_norm": "use BatchNorm2d",
@@ -134,6 +135,8 @@ class _Reader:
             if weight is not None and weight.ndim == 2:  # a Linear's weight on its way to addmm
                 self._tensors[fx_node.name] = weight.T
                 return
+        if target.startswith("aten.sym_size") or not any(_name(i) in self._made for i in fx_node.all_input_nodes):
+            return  # arithmetic on sizes and constants: refused where the image meets it
         reader = self._readers.get(target)
         if reader is None:
             base = target.removeprefix("aten.").split(".")[0].strip("_")
@@ -370,7 +373,7 @@ def _pair(value: Any) -> Pair:
 def _place(fx_node: fx.Node) -> str:
     """Module path and, where it is not torch's own, the source line."""
     stack = fx_node.meta.get("nn_module_stack") or {}
-    path = next((p for p, _ in reversed(stack.values()) if p), "the model itself")
+    path = next((p for p, _ in reversed(stack.values()) if p and not p.startswith("_empty")), "the model itself")
     lines = [s.strip() for s in (fx_node.meta.get("stack_trace") or "").splitlines()]
     own = [s for s in lines if s.startswith("File") and "/torch/nn/" not in s]
     return f"{path} ({own[-1]})" if own and path == "the model itself" else f"{path} ({fx_node.name})"

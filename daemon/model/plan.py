@@ -17,7 +17,7 @@ from mpcd.daemon.model.nodes import Floats, Graph, ModelError, Range
 from mpcd.daemon.model.rewrite import purity
 
 HEADROOM = 2  # bits
-QUIET = 16  # a channel is given at least this fraction of its layer's range: calibration may have missed its peak
+QUIET = 256  # a channel is given at least this fraction of its layer's range: calibration may have missed its peak
 L1_BITS = 8  # a row's sum of |W| stays below 2^(fraction + L1_BITS)
 
 Ids = npt.NDArray[np.int64]
