@@ -28,6 +28,7 @@ from mpcd.daemon.context import Context, aside
 from mpcd.daemon.errors import LinkError, MpcdError, NotFound, PeerError, ProtocolViolation, Refused
 from mpcd.daemon.jobs import Job
 from mpcd.daemon.library import Model
+from mpcd.daemon.partner import Partner
 from mpcd.daemon.records import RUNNING
 from mpcd.daemon.store import UnitWriter
 from mpcd.protocol import preprocessing
@@ -64,8 +65,9 @@ class _Asked:
 class Offline:
     """Both ends of ``offline.*``."""
 
-    def __init__(self, context: Context, catalogue: Catalogue, agreement: Agreement) -> None:
+    def __init__(self, context: Context, catalogue: Catalogue, agreement: Agreement, partner: Partner) -> None:
         self._context = context
+        self._partner = partner
         self._catalogue = catalogue
         self._agreement = agreement
         self._batches: dict[bytes, _Batch] = {}
@@ -73,7 +75,6 @@ class Offline:
         self.handlers = {
             "offline.begin": self._serve_begin,
             "offline.ready": self._serve_ready,
-            "offline.abort": self._serve_abort,
             "offline.request": self._serve_request,
             "offline.progress": self._serve_progress,
             "offline.stop": self._serve_stop,
@@ -140,39 +141,36 @@ class Offline:
             units = [os.urandom(16) for _ in range(count)]
             writers: list[UnitWriter] = []
             finished = False
-            try:
+
+            def progress(done: int, of: int) -> None:
+                text = f"{before + 1} to {before + count} of {total}" if count > 1 else f"{before + 1} of {total}"
+                job.report("offline", before * 1000 + count * 1000 * done // of, total * 1000, text)
+
+            async def half() -> int:
+                nonlocal finished
                 await aside(context.ledger.begin, stock, batch, units)
-                await context.net.call(
-                    peer,
-                    "offline.begin",
-                    {
-                        "job": batch,
-                        "model": model.name,
-                        "model_commitment": model.commitment,
-                        "network_digest": model.network.digest,
-                        "units": units,
-                        "session": session,
-                    },
-                    timeout=OPEN_TIMEOUT,
-                )
-
-                def progress(done: int, of: int) -> None:
-                    text = f"{before + 1} to {before + count} of {total}" if count > 1 else f"{before + 1} of {total}"
-                    job.report("offline", before * 1000 + count * 1000 * done // of, total * 1000, text)
-
+                wanted = {
+                    "job": batch,
+                    "model": model.name,
+                    "model_commitment": model.commitment,
+                    "network_digest": model.network.digest,
+                    "units": units,
+                    "session": session,
+                }
+                await context.net.call(peer, "offline.begin", wanted, timeout=OPEN_TIMEOUT)
                 moved = await self._run(DATA_OWNER, peer, model, None, batch, units, writers, job, progress)
                 async with self._agreement.lock(peer):
                     await aside(_finish, writers)
                     await aside(context.ledger.ready, units, _size(writers))
                     finished = True
                     await context.net.call(peer, "offline.ready", {"job": batch}, timeout=READY_TIMEOUT)
+                return moved
+
+            try:
+                moved = await self._partner.run(peer, batch, half())
             except BaseException as error:
-                # Ready units stay: the peer may have them too, and the next comparison tells.
-                if not finished:
+                if not finished:  # else the peer may have them too, and the next comparison tells
                     await self._give_up(units, writers, error)
-                    if not isinstance(error, LinkError):
-                        with contextlib.suppress(MpcdError):
-                            await context.net.call(peer, "offline.abort", {"job": batch}, timeout=5)
                 raise
             seconds = time.monotonic() - began
             cots = (await aside(preprocessing.estimate, model.network, count, BATCH)).cots
@@ -272,7 +270,8 @@ class Offline:
         context = self._context
         writers: list[UnitWriter] = []
         began = time.monotonic()
-        try:
+
+        async def half() -> int:
             with context.jobs.job(peer, model.name) as job:
 
                 def progress(done: int, of: int) -> None:
@@ -287,6 +286,10 @@ class Offline:
             except TimeoutError:
                 raise LinkError("the data owner did not say that its units are ready") from None
             await aside(context.ledger.ready, units, _size(writers))
+            return moved
+
+        try:
+            moved = await self._partner.run(peer, batch, half())
         except BaseException as error:
             await self._give_up(units, writers, error)
             raise
@@ -300,11 +303,6 @@ class Offline:
         batch = self._batch_of(peer, params)
         batch.told.set()
         await asyncio.shield(batch.task)
-        return {}
-
-    async def _serve_abort(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
-        with contextlib.suppress(NotFound):
-            self._batch_of(peer, params).task.cancel()
         return {}
 
     def _batch_of(self, peer: str, params: dict[str, Any]) -> _Batch:

@@ -15,6 +15,7 @@ from mpcd.daemon.control import ControlServer
 from mpcd.daemon.identity import Identity
 from mpcd.daemon.link import PeerNetwork
 from mpcd.daemon.offline import Offline
+from mpcd.daemon.partner import Partner
 from mpcd.daemon.peers import FILE_NAME as PEERS_FILE
 from mpcd.daemon.peers import Peers
 from mpcd.daemon.sessions import Sessions
@@ -31,11 +32,13 @@ class Daemon:
         self.context = Context.open(paths, config, identity, peers)
         catalogue = Catalogue(self.context)
         agreement = Agreement(self.context)
-        self.offline = Offline(self.context, catalogue, agreement)
-        self.sessions = Sessions(self.context, catalogue, agreement, self.offline)
+        partner = Partner(self.context)
+        self.offline = Offline(self.context, catalogue, agreement, partner)
+        self.sessions = Sessions(self.context, catalogue, agreement, partner, self.offline)
         handlers = {
             **catalogue.handlers,
             **agreement.handlers,
+            **partner.handlers,
             **self.offline.handlers,
             **self.sessions.handlers,
         }

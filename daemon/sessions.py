@@ -48,6 +48,7 @@ from mpcd.daemon.jobs import Job
 from mpcd.daemon.ledger import Stock
 from mpcd.daemon.library import Model, ring_text
 from mpcd.daemon.offline import Offline
+from mpcd.daemon.partner import Partner
 from mpcd.daemon.records import DATA_OWNER_ROLE, FINAL, MODEL_OWNER_ROLE, RUNNING, Session, Terms
 from mpcd.daemon.store import UnitReader
 from mpcd.daemon.version import PROTOCOL_VERSION
@@ -59,7 +60,15 @@ OPEN_TIMEOUT = 60.0
 ASK_AGAIN = 30.0  # whether a proposal was decided; the peer also tells by itself
 NO_ROOM_PAUSE = 30.0
 GRACE = 2.0  # for what has sent its last message and only has to write that down
-PASSING = ("not_enough", "ledger", "internal", "not_found", "busy", "error")  # a peer's errors to try again after
+PASSING = (
+    "not_enough",
+    "ledger",
+    "internal",
+    "not_found",
+    "busy",
+    "stopped",
+    "error",
+)  # a peer's errors to try again after
 FAILURES = 8  # units spent in a row without a finished image
 RECENT = 200  # sessions whose end is told again when the peer connects
 
@@ -69,7 +78,10 @@ _log = log.get("sessions")
 class Sessions:
     """Both ends of ``session.*``."""
 
-    def __init__(self, context: Context, catalogue: Catalogue, agreement: Agreement, offline: Offline) -> None:
+    def __init__(
+        self, context: Context, catalogue: Catalogue, agreement: Agreement, partner: Partner, offline: Offline
+    ) -> None:
+        self._partner = partner
         self._context = context
         self._catalogue = catalogue
         self._agreement = agreement
@@ -285,33 +297,36 @@ class Sessions:
             began = time.monotonic()
             done = records.get(id).done
             unit_job = os.urandom(16)
-            async with self._agreement.lock(peer):
-                units = await aside(context.ledger.ready_units, stock)
-                if not units:
-                    return False
-                await aside(records.move, id, "online")
-                await aside(records.attempt, id)
-                spent = await aside(context.ledger.spend, units[0], id, number)
-                try:
-                    await context.net.call(
-                        peer, "session.image", {"session": id, "image": number, "unit": units[0], "job": unit_job}
-                    )
-                except BaseException:
-                    await aside(context.store.remove, [units[0]])
-                    raise
 
             def progress(at: int, of: int) -> None:
                 job.report("online", done * 1000 + 1000 * at // of, total * 1000, f"image {done + 1} of {total}")
-
-            reader = await aside(context.store.open, spent, DATA_OWNER)
 
             async def keep(logits: npt.NDArray[np.int64] | None) -> None:
                 assert logits is not None
                 await aside(records.image_done, id, number, [int(x) for x in logits])
 
-            moved = await self._infer(
-                DATA_OWNER, peer, unit_job, model.network, None, reader, image, job, progress, keep
-            )
+            async def half() -> int | None:
+                async with self._agreement.lock(peer):
+                    units = await aside(context.ledger.ready_units, stock)
+                    if not units:
+                        return None
+                    await aside(records.move, id, "online")
+                    await aside(records.attempt, id)
+                    spent = await aside(context.ledger.spend, units[0], id, number)
+                    wanted = {"session": id, "image": number, "unit": units[0], "job": unit_job}
+                    try:
+                        await context.net.call(peer, "session.image", wanted)
+                    except BaseException:
+                        await aside(context.store.remove, [units[0]])
+                        raise
+                reader = await aside(context.store.open, spent, DATA_OWNER)
+                return await self._infer(
+                    DATA_OWNER, peer, unit_job, model.network, None, reader, image, job, progress, keep
+                )
+
+            moved = await self._partner.run(peer, unit_job, half())
+            if moved is None:
+                return False
             await self._account(id, stock.peer, model, time.monotonic() - began, moved)
             return True
 
@@ -585,9 +600,10 @@ class Sessions:
             async def keep(_: npt.NDArray[np.int64] | None) -> None:
                 await aside(context.records.image_done, id, number, None)
 
-            moved = await self._infer(
+            half = self._infer(
                 MODEL_OWNER, session.peer, unit_job, model.network, numbers, reader, None, job, progress, keep
             )
+            moved = await self._partner.run(session.peer, unit_job, half)
             await aside(context.records.spent_time, id, "online", time.monotonic() - began, moved)
         finally:
             reader.close()
