@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from mpcd.kernels.aes import ctr_keystream
 from mpcd.kernels.cpu import linked
-from mpcd.kernels.transpose import transpose_128
+from mpcd.kernels.transpose import transpose_128_into
 
 Words = npt.NDArray[np.uint64]
 
@@ -36,7 +36,7 @@ def receiver_rows(keys0: Words, keys1: Words, counter: int, choices: Words, colu
             ctr_keystream(keys1[i], counter + first // 2, other[: n // 2])
             for v in range(n):
                 columns[i, first + v] = tile[i, v] ^ mask[v] ^ choices[first + v]
-        rows[64 * first : 64 * (first + n)] = transpose_128(tile)
+        transpose_128_into(tile, rows[64 * first : 64 * (first + n)])
 
 
 @linked
@@ -57,4 +57,4 @@ def sender_rows(keys: Words, delta: Words, counter: int, columns: Words, rows: W
             mask = np.uint64(0) - ((delta[i // 64] >> np.uint64(i % 64)) & np.uint64(1))
             for v in range(n):
                 tile[i, v] ^= columns[i, first + v] & mask
-        rows[64 * first : 64 * (first + n)] = transpose_128(tile)
+        transpose_128_into(tile, rows[64 * first : 64 * (first + n)])

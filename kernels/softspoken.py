@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from mpcd.kernels.cpu import linked
 from mpcd.kernels.leaf_sums import leaf_sums
-from mpcd.kernels.transpose import transpose_128
+from mpcd.kernels.transpose import transpose_128_into
 
 Words = npt.NDArray[np.uint64]
 
@@ -36,7 +36,7 @@ def receiver_rows(keys: Words, counter: int, choices: Words, columns: Words, row
             leaf_sums(keys[i], counter + first // 2, tile[depth * i : depth * (i + 1)], total[:n])
             for v in range(n):
                 columns[i - 1, first + v] = total[v] ^ choices[first + v]
-        rows[64 * first : 64 * (first + n)] = transpose_128(tile)
+        transpose_128_into(tile, rows[64 * first : 64 * (first + n)])
 
 
 @linked
@@ -62,4 +62,4 @@ def sender_rows(keys: Words, delta: Words, counter: int, columns: Words, rows: W
                 mask = np.uint64(0) - ((delta[c // 64] >> np.uint64(c % 64)) & np.uint64(1))
                 for v in range(n):
                     tile[c, v] ^= columns[i - 1, first + v] & mask
-        rows[64 * first : 64 * (first + n)] = transpose_128(tile)
+        transpose_128_into(tile, rows[64 * first : 64 * (first + n)])

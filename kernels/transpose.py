@@ -83,15 +83,16 @@ def transpose_64(a: npt.NDArray[np.uint64]) -> None:
 
 
 @njit(cache=True, nogil=True)
-def transpose_128(columns: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+def transpose_128_into(columns: npt.NDArray[np.uint64], rows: npt.NDArray[np.uint64]) -> None:
     """Row j's bit i is bit j of column i.
 
-    columns: uint64 (128, w), C order, bit j of a column at word j // 64, bit j % 64. Returns uint64 (64 w, 2).
+    columns: uint64 (128, w), C order, bit j of a column at word j // 64, bit j % 64. Writes rows: uint64 (64 w, 2).
     """
     if columns.shape[0] != 128:
         raise ValueError("not 128 columns")
     words = columns.shape[1]
-    rows = np.empty((64 * words, 2), np.uint64)
+    if rows.shape[0] != 64 * words or rows.shape[1] != 2:
+        raise ValueError("not a row for every bit of a column")
     halves = np.empty((2, 64, LANES), np.uint64)
     edge = np.zeros((128, LANES), np.uint64)
     for first in range(0, words, LANES):
@@ -115,4 +116,11 @@ def transpose_128(columns: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
             for j in range(64):
                 rows[64 * (first + v) + j, 0] = halves[0, j, v]
                 rows[64 * (first + v) + j, 1] = halves[1, j, v]
+
+
+@njit(cache=True, nogil=True)
+def transpose_128(columns: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    """``transpose_128_into`` a new array."""
+    rows = np.empty((64 * columns.shape[1], 2), np.uint64)
+    transpose_128_into(columns, rows)
     return rows

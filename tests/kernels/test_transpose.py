@@ -50,6 +50,16 @@ def test_read_only_columns():
     np.testing.assert_array_equal(transpose.transpose_128(columns), transpose_128(columns))
 
 
+@pytest.mark.parametrize("words", WORDS)
+def test_writes_only_its_rows(words):
+    columns = np.random.default_rng().integers(0, 2**64 - 1, (128, words), np.uint64, endpoint=True)
+    rows = np.zeros((64 * words + 20, 2), np.uint64)
+    transpose.transpose_128_into(columns, rows[7 : 64 * words + 7])
+    np.testing.assert_array_equal(rows[7 : 64 * words + 7], transpose.transpose_128(columns))
+    assert not rows[:7].any()
+    assert not rows[64 * words + 7 :].any()
+
+
 def test_64_in_every_lane():
     a = np.random.default_rng().integers(0, 2**64 - 1, (64, transpose.LANES), np.uint64, endpoint=True)
     expected = bit_matrix(a[:, :, None]).transpose(2, 1, 0)
@@ -60,5 +70,8 @@ def test_64_in_every_lane():
 def test_wrong_shapes_are_refused():
     with pytest.raises(ValueError, match="not 128 columns"):
         transpose.transpose_128(np.zeros((127, 8), np.uint64))
+    for shape in ((511, 2), (513, 2), (512, 3)):
+        with pytest.raises(ValueError, match="not a row for every bit"):
+            transpose.transpose_128_into(np.zeros((128, 8), np.uint64), np.zeros(shape, np.uint64))
     with pytest.raises(ValueError, match="LANES"):
         transpose.transpose_64(np.zeros((64, 4), np.uint64))
