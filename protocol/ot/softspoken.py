@@ -14,7 +14,7 @@ rows t_j, the Sender with rows q_j of 128 bits, and
 1. Receiver, for every tree: u_i = XOR over x of the next n bits of G(s_{i,x}), and v_i = sum of x G(s_{i,x}), k bits
    for every bit of the streams. Its choices are u_0. Sends c_i = u_i ^ u_0 for i >= 1.
 2. Sender, for every tree: w_i = sum of (x ^ delta_i) G(s_{i,x}), for which the leaf that it lacks has weight zero.
-   That is v_i ^ delta_i u_i. q's columns are w_i ^ delta_i c_i, which is v_i ^ delta_i u_0.
+   That is v_i ^ delta_i u_i. q's columns are w_i ^ delta_i c_i (c_0 = 0), which is v_i ^ delta_i u_0.
 
 A bit times an element is the element or zero, so no field multiplication is ever made; kernels/leaf_sums.py has the
 sums in 2 XORs a stream. The Sender's leaves are numbered x ^ delta_i, so that its sums have the same weights as the
