@@ -138,7 +138,7 @@ class _Compiler:
         )
         l1 = int(np.abs(weight).sum((1, 2, 3)).max())
         at = len(self._ops) - 1
-        self._l1[at] = 1 << max(l1 - 1, 0).bit_length()
+        self._l1[at] = 1 << max(l1 - 1, 0).bit_length()  # public: a power of two says little of the weights
         out = self._value(node.shape, self._bits)
         users = self._users[index]
         merged = len(users) == 1 and self._graph.nodes[users[0]].kind == "relu"

@@ -38,6 +38,8 @@ def plan(graph: Graph, seen: list[Range], input_scale: float, bits: int, fractio
     ids, need = _classes(graph, seen, pure, wide)
     scale = 2.0 ** (bits - 1 - HEADROOM) / need
     _bound_weights(graph, ids, scale, input_scale, 2.0**fraction)
+    last = ids[len(graph.nodes) - 1]
+    scale[last] = 2.0 ** np.floor(np.log2(scale[last]))  # public, and so as little of the model's as may be
     return Plan({i: scale[c] for i, c in ids.items()}, pure, wide)
 
 

@@ -352,6 +352,9 @@ def test_report_per_layer(measure) -> None:
     assert first["place"].startswith("body.0")
     assert (first["bits"], first["wide_bits"], first["shape"]) == (17, 29, [6, 6, 6])
     assert 2.0 <= first["headroom_bits"] < 2.1
+    network = found.compiled.network
+    public = [network.input_scale, network.output_scale, *network.weight_l1.values()]
+    assert all(np.log2(number) % 1 == 0 for number in public)  # no more of the model than powers of two
     assert first["weight_l1"] == found.compiled.network.weight_l1[first["op"]]
     assert last["place"].startswith("fc")
 
