@@ -18,6 +18,7 @@ from typing import Any
 import msgpack
 import numpy as np
 
+from mpcd.daemon import log
 from mpcd.daemon.config import Config, Limits, Listen, Paths, Timeouts
 from mpcd.daemon.errors import PeerError
 from mpcd.daemon.identity import Identity
@@ -145,6 +146,7 @@ def pair(vendor: Peers, hospital: Peers, ours: Identity, theirs: Identity, port:
 @contextlib.asynccontextmanager
 async def daemons(root: Path, images: int = IMAGES, **limits: Any) -> AsyncIterator[tuple[Daemon, Daemon]]:
     """Vendor and hospital in this process, paired and connected."""
+    log.configure(as_json=True)
     install(root, images)
     vendor = Daemon(paths(root, VENDOR), config(VENDOR, **limits.get("vendor", {})))
     hospital = Daemon(paths(root, HOSPITAL), config(HOSPITAL, **limits.get("hospital", {})))
