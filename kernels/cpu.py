@@ -47,6 +47,8 @@ _SHARED = (
     "transpose.py",
     "leaf_sums_intrinsics.py",
     "leaf_sums_portable.py",
+    "half_tree.py",
+    "lpn.py",
 )
 
 
