@@ -95,35 +95,61 @@ async def make_units(
     seeds: Sequence[bytes],
     sinks: Sequence[Sink],
     progress: Progress,
+    extension: correlate.Extension = "iknp",
 ) -> None:
     """Make the correlations of ``len(sinks)`` images.
 
     ``numbers``: P0's weights; None at P1. ``seeds``: this party's mask seed of each unit. ``progress(done, total)``
-    counts COTs, matrix triples included at their weight in time.
+    counts COTs, matrix triples included at their weight in time. ``extension``: the same at both parties.
     """
+    total = sum(_matrix_work(network, need, len(sinks)) for need in matrix_needs(network))
+    total += len(sinks) * sum(_cots(need) for need in ot_needs(network))
+    done = 0
+
+    def tell(work: int) -> None:
+        nonlocal done
+        done += work
+        progress(done, total)
+
+    await make_matrix_triples(channel, network, numbers, seeds, sinks, tell)
+    await make_ot_correlations(channel, network, sinks, tell, extension)
+
+
+async def make_matrix_triples(
+    channel: Channel,
+    network: Network,
+    numbers: PrivateNumbers | None,
+    seeds: Sequence[bytes],
+    sinks: Sequence[Sink],
+    tell: Callable[[int], None],
+) -> None:
+    """The first half of ``make_units``. ``tell(work)``: so much more is done."""
     if len(seeds) != len(sinks) or len(set(seeds)) != len(seeds):
         raise ValueError("every unit of a batch has its own sink and its own seed")
-    matrices = matrix_needs(network)
-    others = ot_needs(network)
-    total = sum(_matrix_work(network, need, len(sinks)) for need in matrices)
-    total += len(sinks) * sum(_cots(need) for need in others)
-    done = 0
     if channel.party == MODEL_OWNER:
         keys = await matrix_triple.server_keys(channel)
     else:
         keys = await matrix_triple.client_keys(channel)
-    for need in matrices:
+    for need in matrix_needs(network):
         triples = await _matrix_triples(channel, keys, network, numbers, need, list(seeds))
         for sink, triple in zip(sinks, triples, strict=True):
             await channel.compute(sink.put, need, triple)
-        done += _matrix_work(network, need, len(sinks))
-        progress(done, total)
-    ots = await correlate.set_up(channel)
+        tell(_matrix_work(network, need, len(sinks)))
+
+
+async def make_ot_correlations(
+    channel: Channel,
+    network: Network,
+    sinks: Sequence[Sink],
+    tell: Callable[[int], None],
+    extension: correlate.Extension = "iknp",
+) -> None:
+    """The second half of ``make_units``."""
+    ots = await correlate.set_up(channel, extension)
     for sink in sinks:
-        for other in others:
-            await channel.compute(sink.put, other, await ots.make(channel, other))
-            done += _cots(other)
-            progress(done, total)
+        for need in ot_needs(network):
+            await channel.compute(sink.put, need, await ots.make(channel, need))
+            tell(_cots(need))
 
 
 async def _matrix_triples(
