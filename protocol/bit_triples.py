@@ -49,14 +49,19 @@ async def make(channel: Channel, sending: SendingEnd, receiving: ReceivingEnd, c
     strings0 = np.empty((2, words), np.uint64)  # m0_i
     strings1 = np.empty((2, words), np.uint64)  # m1_i
     parts = list(chunks(count))
+    # By how many chunks this party's Receiver leads its Sender; else direction A's chunk comes first, at P0 and at P1.
+    lead = RUN_AHEAD if receiving.cot.runs_ahead else channel.party
     ahead = 0
-    for done, (first, n) in enumerate(parts):
-        for first_ahead, n_ahead in parts[ahead : done + RUN_AHEAD]:
+    for done in range(len(parts) + 1):
+        for first_ahead, n_ahead in parts[ahead : done + lead]:
             round_keys, t, x, tweak = await receiving.rows(channel, n_ahead)
             at = _words(first_ahead, n_ahead)
             await channel.compute(ot_hash.and_receiver, round_keys, t, tweak, received[0, at], received[1, at])
             a[at] = x
             ahead += 1
+        if done == len(parts):
+            break
+        first, n = parts[done]
         rows = await sending.rows(channel, n)
         at = _words(first, n)
         outputs = (strings0[0, at], strings0[1, at], strings1[0, at], strings1[1, at])

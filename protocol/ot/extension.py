@@ -26,7 +26,13 @@ class Sender(Protocol):
 
 
 class Receiver(Protocol):
-    """The end that learns t = q ^ x delta for random bits x."""
+    """The end that learns t = q ^ x delta for random bits x.
+
+    ``runs_ahead``: it only sends, so it may be any number of chunks ahead of the Sender. Otherwise both parties must
+    take their chunks in one order over both directions, direction A's (P0 the Sender) before direction B's.
+    """
+
+    runs_ahead: bool
 
     async def extend(self, channel: Channel, n: int) -> tuple[Words, Words]:
         """(x, t), x as words with tail zero, t uint64 (n, 2), for 1 <= n <= CHUNK; t is valid until the next call."""

@@ -76,6 +76,8 @@ class Sender:
 class Receiver:
     """Holds two keys per column. Rows are valid until the next call: one buffer is reused."""
 
+    runs_ahead = True
+
     def __init__(self, keys: Bytes) -> None:
         """``keys``: uint8 (128, 2, 16), from the base OTs."""
         self._keys0 = _expand(keys[:, 0])

@@ -34,7 +34,9 @@ SESSION = b"a session's id.."
 BASELINE = Path(__file__).with_name("wire_baseline.json")
 # Bytes that 128 COTs take, and those that a set-up takes besides the base OTs.
 BLOCK_BYTES = {"iknp": 2048, "softspoken2": 1008, "softspoken4": 496, "softspoken8": 240}
-TREE_BYTES = {"iknp": 0, "softspoken2": 2048, "softspoken4": 3072, "softspoken8": 3584}
+TREE_BYTES = {"iknp": 0, "silent": 0, "softspoken2": 2048, "softspoken4": 3072, "softspoken8": 3584}
+SILENT: tuple[correlate.Extension, ...] = ("silent", "silent17", "silent18", "silent19")
+TALKING = tuple(extension for extension in correlate.EXTENSIONS if extension not in SILENT)
 COUNTS = (0, 1, 63, 64, 65, 1000)
 NEEDS = [
     *(LeafNeed(block, count) for block in (1, 2, 3, 4) for count in COUNTS),
@@ -111,7 +113,7 @@ def ends(extension: correlate.Extension) -> tuple[correlate.OtPair, correlate.Ot
     return lockstep.run(*(correlate.set_up(Channel(i, SESSION), extension) for i in (0, 1))).results
 
 
-@pytest.fixture(scope="module", params=correlate.EXTENSIONS)
+@pytest.fixture(scope="module", params=[*TALKING, "silent"])
 def extension(request: pytest.FixtureRequest) -> correlate.Extension:
     return request.param
 
@@ -132,6 +134,8 @@ def test_relation_and_cost(
 ) -> None:
     outcome = make(pair, need)
     check_relation(need, outcome.results)
+    if extension in SILENT:
+        return  # its bytes do not go with the need: see below
     sent = tuple(traffic.payload_bytes for traffic in outcome.traffic)
     assert sent == correlate.bytes_by_party(need, extension)
     assert sum(sent) == correlate.bytes_sent(need, extension)
@@ -163,7 +167,7 @@ def test_counts_by_direction() -> None:
 
 def test_set_up_cost(extension: correlate.Extension) -> None:
     outcome = run((), extension)
-    assert outcome.flows == (2 if extension == "iknp" else 3)
+    assert outcome.flows == (3 if extension.startswith("softspoken") else 2)
     sent = base.BYTES_SENT + TREE_BYTES[extension]
     assert [traffic.payload_bytes + 32 for traffic in outcome.traffic] == [sent] * 2
     assert correlate.set_up_bytes_sent(extension) == sent
@@ -176,6 +180,7 @@ def test_iknp_unless_another_is_named() -> None:
     assert correlate.set_up_bytes_sent() == correlate.set_up_bytes_sent("iknp")
 
 
+@pytest.mark.parametrize("extension", TALKING)
 def test_a_party_runs_ahead_as_far_as_stated(extension: correlate.Extension) -> None:
     """Before its first read a party has sent what drivers are told to hold, and no more."""
     block = BLOCK_BYTES[extension]
@@ -299,6 +304,7 @@ def test_bad_needs_are_refused(need: Need, pair: tuple[correlate.OtPair, correla
     ],
     ids=str,
 )
+@pytest.mark.parametrize("extension", TALKING)
 def test_different_needs_are_refused(ours: Need, theirs: Need, extension: correlate.Extension) -> None:
     with pytest.raises(WireError):
         lockstep.run(party(Channel(0, SESSION), [ours], extension), party(Channel(1, SESSION), [theirs], extension))
@@ -313,10 +319,12 @@ def test_different_extensions_are_refused(theirs: correlate.Extension, extension
         lockstep.run(party(Channel(0, SESSION), [need], extension), party(Channel(1, SESSION), [need], theirs))
 
 
-@pytest.mark.parametrize("name", ["IKNP", "softspoken", "softspoken1", "softspoken3", "softspoken16", "silent", ""])
+@pytest.mark.parametrize("name", ["IKNP", "softspoken", "softspoken1", "softspoken3", "softspoken16", "silent16", ""])
 def test_unknown_extensions_are_refused(name: Any) -> None:
     for function in (correlate.bytes_by_party, correlate.bytes_sent):
-        with pytest.raises(ValueError, match="not an OT extension: iknp, softspoken2, softspoken4, softspoken8"):
+        with pytest.raises(
+            ValueError, match="not an OT extension: iknp, softspoken2, softspoken4, softspoken8, silent,"
+        ):
             function(LeafNeed(1, 1), name)
     with pytest.raises(ValueError, match="not an OT extension"):
         correlate.set_up_bytes_sent(name)
@@ -329,7 +337,8 @@ def test_another_message_is_refused(extension: correlate.Extension) -> None:
         await correlate.set_up(channel, extension)
         await channel.send(base.BaseMessage(bytes(32), np.zeros((128, 2, 32), np.uint8)))
 
-    with pytest.raises(WireError, match=f"expected a {extension.rstrip('248')} message"):
+    kind = "iknp" if extension == "silent" else extension.rstrip("248")
+    with pytest.raises(WireError, match=f"expected a {kind} message"):
         lockstep.run(party(Channel(0, SESSION), [LeafNeed(1, 1 << 13)], extension), confused(Channel(1, SESSION)))
 
 
@@ -344,6 +353,7 @@ def test_wire_baseline() -> None:
         "softspoken2": ("softspoken2", everything),
         "softspoken4": ("softspoken4", everything),
         "softspoken8": ("softspoken8", everything),
+        "silent": ("silent", everything),
     }
     found = {}
     for name, (extension, needs) in rows.items():
@@ -355,6 +365,41 @@ def test_wire_baseline() -> None:
         sent = [traffic.digest.hexdigest() for traffic in outcome.traffic]
         found[name] = {"from P0": sent[0], "from P1": sent[1], "results": results.hexdigest()}
     assert found == json.loads(BASELINE.read_text())
+
+
+@pytest.mark.parametrize("extension", SILENT)
+def test_silent_totals(extension: correlate.Extension) -> None:
+    """Needs of both directions, at paces of their own, through several iterations: exact totals, nothing left over."""
+    needs: list[Need] = [LeafNeed(2, 100), AndNeed(1000), StringNeed(64, 65, 1), AndNeed(1)]
+    if extension == "silent":
+        needs += [LeafNeed(4, 150_000), AndNeed(500_000), StringNeed(20, 400_000, 1), AndNeed(400_000), LeafNeed(3, 9)]
+        needs += [StringNeed(9, 300_000, 0), AndNeed(260_000)]
+    pair = ends(extension)
+    sent = np.zeros(2, int)
+    for i, need in enumerate(needs, start=1):
+        outcome = make(pair, need)
+        check_relation(need, outcome.results)
+        sent += [traffic.payload_bytes for traffic in outcome.traffic]
+        assert tuple(sent) == correlate.total_by_party(needs[:i], extension)
+        for inbox in (pair[0].inbox, pair[1].inbox):
+            assert not inbox._unread
+
+
+def test_totals_of_the_others_add_up() -> None:
+    needs = [LeafNeed(2, 100), AndNeed(1000), StringNeed(64, 65, 1)]
+    each = np.array([correlate.bytes_by_party(need, "softspoken4") for need in needs])
+    assert correlate.total_by_party(needs, "softspoken4") == tuple(each.sum(axis=0))
+    assert correlate.total_by_party([], "silent") == (0, 0)
+
+
+@pytest.mark.parametrize("extension", SILENT)
+def test_silent_average(extension: correlate.Extension) -> None:
+    """A need's share is what it adds to the total in the long run."""
+    for need in (LeafNeed(4, 1 << 24), AndNeed(1 << 26), StringNeed(20, 1 << 26, 1)):
+        share = np.array(correlate.bytes_by_party(need, extension))
+        one, ten = (np.array(correlate.total_by_party([need] * n, extension)) for n in (1, 11))
+        assert ten - one == pytest.approx(10 * share, rel=0.05)
+    assert correlate.bytes_by_party(LeafNeed(1, 1), extension) < (20, 2)
 
 
 def rank(rows: Any) -> int:
