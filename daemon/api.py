@@ -96,7 +96,7 @@ class Api:
             "units": await self._stocks(None, None),
             "sessions": [self._sessions.describe(session) for session in sessions],
             "jobs": self._jobs(),
-            "warnings": self._warnings(),
+            "warnings": await self._warnings(),
         }
 
     async def _id(self, params: Params, job: Job) -> Result:
@@ -110,13 +110,14 @@ class Api:
             "invite": str(invite),
         }
 
-    def _warnings(self) -> list[str]:
+    async def _warnings(self) -> list[str]:
         context = self._context
         found = [
             f"an unknown {s.name!r} (certificate {s.fingerprint[:16]}...) knocked from {s.address}"
             for s in context.net.strangers()
+            if context.peers.find(s.fingerprint) is None
         ]
-        if reused := context.ledger.reuse_count():
+        if reused := await aside(context.ledger.reuse_count):
             found.append(f"{reused} units were used twice: stop using this daemon and tell its makers")
         return found
 

@@ -15,7 +15,7 @@ from mpcd.protocol.network import Network
 BATCH = 16  # images whose matrix triples share ciphertexts
 
 # Correlated OTs a second with two processors, both parties on one machine: a guess until this peer was measured.
-GUESS = {"offline": 2_000_000.0, "online": 6_000_000.0}
+GUESS = {"offline": 4_000_000.0, "online": 40_000_000.0}
 GIB = 1 << 30
 
 

@@ -220,8 +220,10 @@ def _comparisons(network: Network, op: Op) -> int:
     out = network.values[op.output]
     if isinstance(op, Relu | TruncateRelu):
         return out.size
-    if isinstance(op, MaxPool):
-        return out.size * (op.kernel[0] * op.kernel[1] - 1)
+    if isinstance(op, MaxPool):  # along rows, then columns
+        channels, height, width = out.shape
+        rows = network.values[op.inputs[0]].shape[1]
+        return channels * width * (rows * (op.kernel[1] - 1) + height * (op.kernel[0] - 1))
     return 0
 
 

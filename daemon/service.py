@@ -20,6 +20,8 @@ from mpcd.daemon.peers import FILE_NAME as PEERS_FILE
 from mpcd.daemon.peers import Peers
 from mpcd.daemon.sessions import Sessions
 
+DRAIN = 40.0  # seconds; systemd/mpcd.service allows 60 for all of stopping
+
 _log = log.get("daemon")
 
 
@@ -66,8 +68,9 @@ class Daemon:
         )
 
     async def stop(self) -> None:
-        """Sessions go on at the next start; units in the making are burnt; the image in flight is lost."""
+        """Sessions go on at the next start; units in the making are burnt; the image in flight gets a while to end."""
         await self.control.stop()
+        await self.sessions.drain(DRAIN)
         await self.sessions.stop()
         await self.offline.stop()
         await self.net.stop()

@@ -48,7 +48,7 @@ from mpcd.daemon.jobs import Job
 from mpcd.daemon.ledger import Stock
 from mpcd.daemon.library import Model, ring_text
 from mpcd.daemon.offline import Offline
-from mpcd.daemon.partner import Partner
+from mpcd.daemon.partner import Partner, Stopped
 from mpcd.daemon.records import DATA_OWNER_ROLE, FINAL, MODEL_OWNER_ROLE, RUNNING, Session, Terms
 from mpcd.daemon.store import UnitReader
 from mpcd.daemon.version import PROTOCOL_VERSION
@@ -91,6 +91,8 @@ class Sessions:
         self._jobs: dict[str, Job] = {}
         self._woken: dict[str, asyncio.Event] = {}
         self._background: set[asyncio.Task[None]] = set()
+        self._images: set[asyncio.Task[int | None]] = set()  # in flight, at the data owner
+        self._draining = False
         self._numbers: tuple[str, PrivateNumbers] | None = None
         self.handlers = {
             "session.propose": self._serve_propose,
@@ -104,6 +106,14 @@ class Sessions:
         for session in self._context.records.all():
             if session.role == DATA_OWNER_ROLE and not session.over:
                 self._go(session.id)
+
+    async def drain(self, seconds: float) -> None:
+        """Begin no image any more; give those in flight this long."""
+        self._draining = True
+        flying = [*self._images, *self._serving.values()]
+        if flying:
+            _log.info("finishing the image in flight", seconds=seconds)
+            await asyncio.wait(flying, timeout=seconds)
 
     async def stop(self) -> None:
         """At the end of the daemon: sessions stay as they are and go on at the next start."""
@@ -171,8 +181,9 @@ class Sessions:
         if id not in self._jobs:
             session = self._context.records.get(id)
             self._jobs[id] = Job(session.peer, session.terms.model)
-            waiting = "for approval" if session.state == "proposed" else "for the data owner"
-            self._jobs[id].report("waiting", session.done, session.terms.images, waiting)
+            if session.role == MODEL_OWNER_ROLE:
+                waiting = "for our approval" if session.state == "proposed" else f"for {session.peer}"
+                self._jobs[id].report("waiting", session.done, session.terms.images, waiting)
         return self._jobs[id]
 
     def describe(self, session: Session) -> dict[str, Any]:
@@ -291,6 +302,7 @@ class Sessions:
         stock = self._agreement.stock(peer, model)
         total = records.get(id).terms.images
         async with context.jobs.processor(job):
+            self._check_draining()
             if not await aside(context.ledger.ready_units, stock):
                 return False
             image = await aside(_load, dataset, number, model)
@@ -324,7 +336,10 @@ class Sessions:
                     DATA_OWNER, peer, unit_job, model.network, None, reader, image, job, progress, keep
                 )
 
-            moved = await self._partner.run(peer, unit_job, half())
+            work = asyncio.create_task(self._partner.run(peer, unit_job, half()))
+            self._images.add(work)
+            work.add_done_callback(self._images.discard)
+            moved = await work
             if moved is None:
                 return False
             await self._account(id, stock.peer, model, time.monotonic() - began, moved)
@@ -553,6 +568,7 @@ class Sessions:
                 f"session {session.id[:12]} has taken {session.attempts} attempts for {session.terms.images} images",
                 "start a new session",
             )
+        self._check_draining()
         model = await aside(context.library.model, session.terms.model)
         _same_terms(
             _terms(model, session.terms.images, session.terms.reveal, session.terms.dataset_commitment), session.terms
@@ -608,6 +624,10 @@ class Sessions:
         finally:
             reader.close()
             context.jobs.running.discard(job)
+
+    def _check_draining(self) -> None:
+        if self._draining:
+            raise Stopped("this daemon is about to end; sessions go on when it is started again")
 
     def _of(self, peer: str, id: str) -> Session:
         session = self._context.records.get(id)
