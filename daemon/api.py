@@ -10,11 +10,11 @@ from typing import Any
 
 import psutil
 
-from mpcd.daemon import capacity, worker
+from mpcd.daemon import approval, capacity, worker
 from mpcd.daemon.catalogue import Catalogue
 from mpcd.daemon.context import Context, aside
 from mpcd.daemon.control import Method, Params
-from mpcd.daemon.errors import BadInput, Conflict, NotFound
+from mpcd.daemon.errors import BadInput, ConfigError, Conflict, NotFound
 from mpcd.daemon.identity import Invite
 from mpcd.daemon.jobs import Job
 from mpcd.daemon.ledger import Stock
@@ -117,6 +117,10 @@ class Api:
             for s in context.net.strangers()
             if context.peers.find(s.fingerprint) is None
         ]
+        try:
+            approval.load(context.policy_file)
+        except ConfigError as error:
+            found.append(f"the policy is not used, nothing is approved unasked: {error}")
         if reused := await aside(context.ledger.reuse_count):
             found.append(f"{reused} units were used twice: stop using this daemon and tell its makers")
         return found
@@ -300,7 +304,7 @@ class Api:
         peers = {p.fingerprint: p.name for p in context.peers.list()}
         models = {m.commitment: m.name for m in await aside(context.library.models)}
         models |= {s.terms.model_commitment: s.terms.model for s in await aside(context.records.all)}
-        models |= {m.commitment: m.name for m in self._catalogue.seen.values()}
+        models |= self._catalogue.names
         found = []
         stocks: dict[Stock, dict[str, int]] = await aside(context.ledger.counts)
         for stock, counts in stocks.items():
@@ -403,7 +407,10 @@ class Api:
                 "software": context.software,
                 "peer_software": session.peer_software,
             },
-            approvals=[{"party": session.peer, "by": session.approved_by, "at": session.started}],
+            approvals=[
+                {"party": context.config.name, "by": "operator", "at": session.created},
+                {"party": session.peer, "by": session.approved_by, "at": session.approved},
+            ],
         )
 
 

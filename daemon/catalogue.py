@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from mpcd.daemon.context import Context, Mismatch, aside
 from mpcd.daemon.errors import BadInput, NotFound, ProtocolViolation
+from mpcd.daemon.files import write_private
 from mpcd.daemon.image import recipe as recipes
 from mpcd.daemon.library import Model
 from mpcd.protocol.network import Network, NetworkError
@@ -16,7 +18,8 @@ class Catalogue:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self.seen: dict[tuple[str, str], Model] = {}  # what peers showed last, for names in lists
+        self._file = context.paths.state / "seen.json"
+        self.names: dict[str, str] = self._read_names()  # of every model a peer ever showed, by commitment
         self.handlers = {"catalogue.list": self._serve_list, "catalogue.get": self._serve_get}
 
     async def list(self, peer: str) -> list[Model]:
@@ -40,9 +43,17 @@ class Catalogue:
                 f"{peer}'s model {name}: {error}", "both sides should run the same version of mpcd"
             ) from error
         model = Model(name, network, recipes.parse(recipe, f"{peer}'s recipe"), str(commitment), peer=peer)
-        model.check()
-        self.seen[peer, name] = model
+        await aside(model.check)
+        if self.names.get(model.commitment) != name:
+            self.names[model.commitment] = name
+            await aside(write_private, self._file, json.dumps(self.names).encode())
         return model
+
+    def _read_names(self) -> dict[str, str]:
+        try:
+            return {str(commitment): str(name) for commitment, name in json.loads(self._file.read_bytes()).items()}
+        except (OSError, ValueError, AttributeError):
+            return {}  # only for showing: it fills again
 
     async def _serve_list(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
         models = await aside(self._context.library.models)

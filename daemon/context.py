@@ -7,11 +7,12 @@ import dataclasses
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpcd.daemon import approval
+from mpcd.daemon import approval, log
 from mpcd.daemon.config import Config, Paths
-from mpcd.daemon.errors import ProtocolViolation
+from mpcd.daemon.errors import ConfigError, ProtocolViolation
 from mpcd.daemon.identity import Identity
 from mpcd.daemon.jobs import Jobs
 from mpcd.daemon.ledger import Ledger
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from mpcd.daemon.link import PeerNetwork
 
 R = TypeVar("R")
+
+_log = log.get("daemon")
 
 
 class Mismatch(ProtocolViolation):
@@ -91,8 +94,16 @@ class Context:
 
     @property
     def policy(self) -> approval.Policy:
-        """Read anew each time: an edit counts from the next decision on."""
-        return approval.load(self.paths.state / "policy.toml")
+        """Read anew each time: an edit counts from the next decision on. A mistake in it allows nothing unasked."""
+        try:
+            return approval.load(self.policy_file)
+        except ConfigError as error:
+            _log.error("the policy is not used", reason=str(error))
+            return approval.Policy()
+
+    @property
+    def policy_file(self) -> Path:
+        return self.paths.state / "policy.toml"
 
 
 async def aside(function: Callable[..., R], *args: Any) -> R:

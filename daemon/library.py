@@ -23,6 +23,7 @@ from mpcd.daemon.image import recipe as recipes
 from mpcd.daemon.image.dataset import Dataset
 from mpcd.daemon.image.recipe import Recipe
 from mpcd.daemon.model import artifact
+from mpcd.protocol import matrix_triple, preprocessing
 from mpcd.protocol.network import Input, MaxPool, Network, Op, PrivateNumbers, Relu, Truncate, TruncateRelu
 
 
@@ -64,7 +65,7 @@ class Model:
         }
 
     def check(self) -> None:
-        """Raise BadInput unless the recipe makes what the network takes."""
+        """Raise BadInput unless the recipe makes what the network takes and both phases can run the network."""
         shape = self.network.values[self.network.ops[0].output].shape
         if not isinstance(self.network.ops[0], Input) or self.recipe.shape != shape:
             raise BadInput(
@@ -72,6 +73,14 @@ class Model:
                 f" the network takes {shape}",
                 "choose a recipe of the network's input size and channels",
             )
+        try:
+            for need in preprocessing.matrix_needs(self.network):
+                matrix_triple.budget(self.network, need.op).check()
+        except ValueError as error:
+            raise BadInput(
+                f"model {self.name}: {error}",
+                "fewer bits or smaller weights are needed: another ring, or another model",
+            ) from error
 
 
 def ring_text(ring: dict[str, int]) -> str:

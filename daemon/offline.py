@@ -38,6 +38,7 @@ from mpcd.protocol.network import PrivateNumbers
 OPEN_TIMEOUT = 60.0
 READY_TIMEOUT = 300.0  # the slower disk's fsync of a whole batch
 POLL = 0.5
+MOST_ASKED = 4  # requests of one peer at a time
 FORGET = 60.0  # a peer that asked for units and does not look any more has gone away
 
 _log = log.get("offline")
@@ -345,6 +346,8 @@ class Offline:
                 "ask for fewer, or have the data owner raise [offline] max_units in its policy.toml",
             )
         await self._forget_abandoned()
+        if sum(a.peer == peer and not a.task.done() for a in self._asked.values()) >= MOST_ASKED:
+            raise Refused(f"{MOST_ASKED} requests of {peer} are at work already", "wait for them, or stop them")
         request = os.urandom(16).hex()
         job = Job(peer, name)
         task = asyncio.create_task(self._work_for(peer, name, images, bool(params.get("estimate_only")), job))

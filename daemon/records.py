@@ -40,6 +40,7 @@ CREATE TABLE IF NOT EXISTS session (
     peer_software TEXT NOT NULL DEFAULT '',
     attempts   INTEGER NOT NULL DEFAULT 0,
     created    REAL NOT NULL,
+    approved   REAL,
     started    REAL,
     finished   REAL,
     offline_seconds REAL NOT NULL DEFAULT 0,
@@ -110,6 +111,7 @@ class Session:
     peer_software: str
     attempts: int
     created: float
+    approved: float | None
     started: float | None
     finished: float | None
     offline_seconds: float
@@ -180,9 +182,16 @@ class Records:
             with self._commit() as db:
                 db.execute(
                     "UPDATE session SET state = ?, reason = ?, approved_by = coalesce(?, approved_by), "
+                    "approved = CASE WHEN ? AND approved IS NULL THEN ? ELSE approved END, "
                     "started = CASE WHEN ? AND started IS NULL THEN ? ELSE started END, "
                     "finished = CASE WHEN ? AND finished IS NULL THEN ? ELSE finished END WHERE id = ?",
-                    (state, reason[:500], approved_by, state in ("offline", "online"), now, state in FINAL, now, id),
+                    (
+                        *(state, reason[:500], approved_by),
+                        *(state == "approved", now),
+                        *(state in ("offline", "online"), now),
+                        *(state in FINAL, now),
+                        id,
+                    ),
                 )
         except sqlite3.IntegrityError as error:
             raise Conflict(f"session {id[:12]} is {self.get(id).state}: it cannot become {state}") from error

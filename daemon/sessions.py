@@ -70,6 +70,7 @@ PASSING = (
     "error",
 )  # a peer's errors to try again after
 FAILURES = 8  # units spent in a row without a finished image
+MOST_PROPOSED = 20  # of one peer
 RECENT = 200  # sessions whose end is told again when the peer connects
 
 _log = log.get("sessions")
@@ -523,6 +524,11 @@ class Sessions:
         try:
             session = context.records.get(id)
         except NotFound:
+            waiting = [s for s in context.records.all() if s.peer == peer and s.state == "proposed"]
+            if len(waiting) >= MOST_PROPOSED:
+                raise Refused(
+                    f"{len(waiting)} sessions of {peer} wait for approval already", "cancel some, or have them decided"
+                ) from None
             session = await aside(context.records.add, id, MODEL_OWNER_ROLE, peer, terms, {}, software)
             _log.info("session proposed", session=id, peer=peer, model=terms.model, images=terms.images)
         if session.peer != peer or session.role != MODEL_OWNER_ROLE or session.terms != terms:
@@ -719,6 +725,7 @@ def _describe(session: Session, ready: int, software: str) -> dict[str, Any]:
         "software": software,
         "peer_software": session.peer_software,
         "created": session.created,
+        "approved": session.approved,
         "approved_by": session.approved_by,
         "started": session.started,
         "finished": session.finished,

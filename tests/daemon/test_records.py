@@ -36,7 +36,7 @@ def records(tmp_path):
     records.close()
 
 
-@pytest.mark.parametrize(("before", "after"), itertools.product(ALLOWED, ALLOWED))
+@pytest.mark.parametrize(("before", "after"), list(itertools.product(ALLOWED, ALLOWED)))
 def test_states(records, before, after):
     records.add(A, "data-owner", "vendor", TERMS, {}, "")
     for state in WAYS[before]:

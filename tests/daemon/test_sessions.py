@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from mpcd.daemon import sessions as sessions_module
 from mpcd.daemon.errors import PeerError
 from mpcd.daemon.identity import Identity
 from mpcd.daemon.peers import Peers
@@ -88,7 +89,7 @@ def test_approval_by_policy_and_units_made_before(run, tmp_path):
         async with daemons(tmp_path) as (vendor, hospital):
             policy = f'[[allow]]\npeer = "{HOSPITAL}"\nmodel = "{MODEL}"\nmax_images = 2\nbudget = 3\n'
             (vendor.context.paths.state / "policy.toml").write_text(policy)
-            _, theirs = clients(vendor, hospital)
+            ours, theirs = clients(vendor, hospital)
             made = await theirs.call("offline.make", peer=VENDOR, model=MODEL, images=2)
             assert (made["made"], made["ready"]) == (2, 2)
             began = await theirs.call("session.start", **START, images=2)
@@ -102,6 +103,10 @@ def test_approval_by_policy_and_units_made_before(run, tmp_path):
             assert (done["state"], done["offline"]["bytes"]) == ("done", 0)
             again = await theirs.call("session.start", **START, images=2)
             assert again["session"]["state"] == "proposed", "the budget of 3 images is used up"
+            (vendor.context.paths.state / "policy.toml").write_text(policy.replace("budget", "bugdet"))
+            with_mistake = await theirs.call("session.start", **START, images=1)
+            assert with_mistake["session"]["state"] == "proposed"
+            assert any("bugdet" in w for w in (await ours.call("status"))["warnings"])
             await theirs.call("session.cancel", session=again["session"]["id"])
             await until(lambda: vendor.context.records.get(again["session"]["id"]).state == "cancelled")
 
@@ -200,6 +205,46 @@ def test_too_little_memory_is_refused_before_the_start(run, tmp_path, side):
 
     run(main())
     assert audit(tmp_path) == ([], [])
+
+
+@pytest.mark.parametrize("side", [VENDOR, HOSPITAL])
+def test_draining_lets_the_image_in_flight_end(run, tmp_path, side):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours, theirs = clients(vendor, hospital)
+            id = (await theirs.call("session.start", **START))["session"]["id"]
+            await ours.call("session.approve", session=id)
+            await until(lambda: hospital.sessions._images and vendor.sessions._serving)
+            before = hospital.context.records.get(id).done
+            await {VENDOR: vendor, HOSPITAL: hospital}[side].sessions.drain(30)
+            if side == VENDOR:  # the hospital is told, and waits for it to come back
+                await until(lambda: "about to end" in hospital.context.records.get(id).reason)
+            session = hospital.context.records.get(id)
+            assert not session.over
+            assert session.done > before
+            # Where the vendor refused, the unit that the hospital offered is spent there and only there.
+            assert session.attempts - session.done == len(hospital.context.ledger.uses()) - session.done
+            assert len(vendor.context.ledger.uses()) == session.done
+
+    run(main())
+    audit(tmp_path)
+
+
+def test_a_peer_may_not_pile_up_proposals(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sessions_module, "MOST_PROPOSED", 2)
+
+    async def main():
+        async with daemons(tmp_path) as (_, hospital):
+            theirs = Client(hospital.context.paths.control_socket)
+            for _ in range(2):
+                await theirs.call("session.start", **START)
+            with pytest.raises(PeerError, match="wait for approval already") as error:
+                await theirs.call("session.start", **START)
+            assert error.value.code == "refused"
+            states = [s["state"] for s in (await theirs.call("session.list"))["sessions"]]
+            assert states == ["failed", "proposed", "proposed"]
+
+    run(main())
 
 
 def free_port():
