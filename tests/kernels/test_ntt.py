@@ -8,20 +8,22 @@ LENGTHS = [1, 2, 8, 64, 4096]
 
 
 def forward(x, t):
-    """Values at psi^(2 brv(i) + 1), from the definition."""
+    """Values at psi^(2 brv(i) + 1), from the definition, transposed as the file's head says."""
     m, primes, n = x.shape
     log_n = n.bit_length() - 1
     out = np.empty_like(x)
     for p in range(primes):
         q = int(t.q[p])
-        psi = int(t.roots[p, n // 2]) if n > 1 else q - 1
-        # roots[n / 2] is psi^brv(n / 2) = psi^1.
+        psi = next(
+            c for c in (pow(b, (q - 1) // (2 * n), q) for b in range(2, 1000)) if pow(c, n, q) == q - 1
+        )  # whichever root the tables have taken
         powers = [pow(psi, e, q) for e in range(2 * n)]
         for i in range(m):
             for k in range(n):
                 point = 2 * int(format(k, f"0{log_n}b")[::-1], 2) + 1 if log_n else 1
                 out[i, p, k] = sum(int(x[i, p, j]) * powers[point * j % (2 * n)] for j in range(n)) % q
-    return out
+    columns = 1 << (log_n // 2)
+    return out.reshape(m, primes, n // columns, columns).swapaxes(2, 3).reshape(x.shape)
 
 
 def extremes(n, seed=0):
