@@ -7,7 +7,6 @@ import pytest
 
 from mpcd.daemon import offline as offline_module
 from mpcd.daemon.errors import LinkError, NotEnough, PeerError
-from mpcd.daemon.jobs import Job
 from mpcd.daemon.ledger import Ledger, Stock
 from mpcd.daemon.store import UnitWriter
 from tests.daemon.two_daemons import HOSPITAL, MODEL, VENDOR, Client, audit, daemons
@@ -310,15 +309,3 @@ def test_audit_of_nothing(run, tmp_path):
 
     run(main())
     assert audit(tmp_path) == ([], [])
-
-
-def test_job_progress():
-    async def main():
-        job = Job()
-        with job.watched() as progress:
-            job.report("a", 0, 10)
-            job.report("b", 1, 10, "x")
-            job.end()
-            return [(p.stage, p.done) async for p in progress]
-
-    assert asyncio.run(main()) == [("", 0), ("a", 0), ("b", 1)]

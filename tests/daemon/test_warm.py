@@ -1,0 +1,52 @@
+"""Warming up: every operation occurs, so that every kernel is compiled; daemons that share a cache compile once."""
+
+import asyncio
+import subprocess
+import sys
+
+from mpcd.daemon import warm
+from mpcd.daemon.jobs import Job
+from mpcd.protocol import network
+
+
+def test_every_operation_occurs():
+    made, numbers = warm.every_operation()
+    assert {type(op) for op in made.ops} == set(network.Op.__args__)
+    assert any(op.groups > 1 for op in made.ops if isinstance(op, network.Linear))
+    assert set(numbers) == {1, 4, 5, 6, 13}
+
+
+def test_compiles_and_says_how_far():
+    done = subprocess.run([sys.executable, "-m", "mpcd.daemon.warm"], capture_output=True, text=True, check=True)
+    steps = [[int(x) for x in line.split()] for line in done.stdout.splitlines()]
+    assert steps == sorted(steps)
+    assert steps[-1] == [warm.STEPS, warm.STEPS]
+
+
+def test_jobs_wait_and_a_marked_cache_is_ready(tmp_path, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path))
+
+    async def main():
+        kernels, job = warm.Kernels(), Job()
+        waiting = asyncio.create_task(kernels.wait(job))
+        await asyncio.sleep(0)
+        assert job.progress.stage == "warm"
+        warm._mark().touch()
+        monkeypatch.setattr(sys, "executable", "/bin/false")
+        await kernels.run()
+        await waiting
+        assert kernels.describe() == {"ready": True, "done": warm.STEPS, "total": warm.STEPS}
+
+    asyncio.run(main())
+
+
+def test_failing_to_warm_stops_nobody(monkeypatch):
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+
+    async def main():
+        kernels = warm.Kernels()
+        await kernels.run()
+        assert kernels.ready.is_set()
+
+    asyncio.run(main())
