@@ -48,6 +48,8 @@ _SHARED = (
     "leaf_sums_intrinsics.py",
     "leaf_sums_portable.py",
     "half_tree.py",
+    "half_tree_intrinsics.py",
+    "half_tree_portable.py",
     "lpn.py",
 )
 

@@ -12,7 +12,7 @@ A level is stored split, left children first: at level l a node is numbered by t
 so the children of node x are nodes x and x + 2^(l-1) of level l. Leaves have bit 0 cleared: a choice bit lives there.
 
 Everywhere: round_keys uint64 (11, 2); a block is uint64 (2,), low half first; 2 <= depth. No branch or index depends on
-keys, nodes, offset or points. The steps around AES are generic LLVM vectors: each CPU gets its own widest instructions.
+keys, nodes, offset or points.
 """
 
 from __future__ import annotations
@@ -27,170 +27,50 @@ from numba import types
 from numba.core import errors
 from numba.extending import intrinsic
 
-from mpcd.kernels.aes import encrypt_blocks
-from mpcd.kernels.cpu import linked
+from mpcd.kernels.cpu import AES_PATH, linked
+
+if AES_PATH == "portable":
+    from mpcd.kernels.half_tree_portable import split_level, sum_level
+else:
+    from mpcd.kernels.half_tree_intrinsics import split_level, sum_level
 
 Words = npt.NDArray[np.uint64]
 
-# Nodes hashed at a time: two buffers of 4 KiB stay in the first-level cache.
-TILE = 256
-# Blocks that a wide step takes at once.
-_WIDE = 16
-
 _I64, _I32 = ir.IntType(64), ir.IntType(32)
-_ONES = (1 << 64) - 1
+# Nodes in a vector, as generic LLVM: each CPU gets its own widest instructions.
+_LANES = 4
+_WIDE = 4 * _LANES
 
 
-class _Emitter:
-    """Writes the LLVM code of a step on ``count`` vectors of ``lanes`` blocks."""
-
-    def __init__(self, context: Any, builder: ir.IRBuilder, lanes: int, count: int) -> None:
-        self.context = context
-        self.builder = builder
-        self.count = count
-        self.words = 2 * lanes
-        self.vector = ir.VectorType(_I64, self.words)
-
-    def places(self, array_type: types.Array, array: ir.Value, row: ir.Value | None = None) -> list[ir.Value]:
-        """Where the vectors from row ``row`` (0) on lie in a uint64 (n, 2) array."""
-        data = self.context.make_array(array_type)(self.context, self.builder, array).data
-        if row is not None:
-            data = self.builder.gep(data, [self.builder.shl(row, ir.Constant(_I64, 1))])
-        start = self.builder.bitcast(data, self.vector.as_pointer())
-        return [self.builder.gep(start, [ir.Constant(_I64, i)]) for i in range(self.count)]
-
-    def load(self, places: list[ir.Value]) -> list[ir.Value]:
-        return [self.builder.load(place, align=8) for place in places]
-
-    def store(self, values: list[ir.Value], places: list[ir.Value]) -> None:
-        for value, place in zip(values, places, strict=True):
-            self.builder.store(value, place, align=8)
-
-    def xor(self, a: list[ir.Value], b: list[ir.Value]) -> list[ir.Value]:
-        return [self.builder.xor(x, y) for x, y in zip(a, b, strict=True)]
-
-    def mask(self, a: list[ir.Value], mask: ir.Value) -> list[ir.Value]:
-        return [self.builder.and_(x, mask) for x in a]
-
-    def constant(self, *pattern: int) -> ir.Constant:
-        return ir.Constant(self.vector, [pattern[i % len(pattern)] for i in range(self.words)])
-
-    def block(self, low: ir.Value, high: ir.Value) -> ir.Value:
-        """The block (low, high) in every lane."""
-        pair = ir.Constant(ir.VectorType(_I64, 2), ir.Undefined)
-        pair = self.builder.insert_element(pair, low, ir.Constant(_I32, 0))
-        pair = self.builder.insert_element(pair, high, ir.Constant(_I32, 1))
-        spread = ir.Constant(ir.VectorType(_I32, self.words), [i % 2 for i in range(self.words)])
-        return self.builder.shuffle_vector(pair, pair, spread)
-
-    def add_to(self, total: ir.Value, values: list[ir.Value]) -> None:
-        """XORs all ``values`` into the vector at ``total``."""
-        value = self.builder.load(total, align=8)
-        for other in values:
-            value = self.builder.xor(value, other)
-        self.builder.store(value, total, align=8)
-
-
-def _check_blocks(*arrays: Any) -> None:
-    for array in arrays:
-        if not (
-            isinstance(array, types.Array) and array.dtype == types.uint64 and array.ndim == 2 and array.layout == "C"
-        ):
-            raise errors.TypingError("trees are uint64 (n, 2) arrays in C order")
-
-
-def _swap_step(lanes: int, count: int) -> Callable[..., Any]:
-    """out[to:] = s(x[at:])."""
-
-    @intrinsic
-    def step(typingctx: Any, x: Any, at: Any, out: Any, to: Any) -> Any:
-        _check_blocks(x, out)
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = _Emitter(context, builder, lanes, count)
-            values = emit.load(emit.places(signature.args[0], args[0], args[1]))
-            exchange = ir.Constant(ir.VectorType(_I32, emit.words), [i ^ 1 for i in range(emit.words)])
-            exchanged = [builder.shuffle_vector(v, v, exchange) for v in values]
-            result = emit.xor(exchanged, emit.mask(values, emit.constant(0, _ONES)))
-            emit.store(result, emit.places(signature.args[2], args[2], args[3]))
-            return context.get_dummy_value()
-
-        return types.void(x, types.intp, out, types.intp), codegen
-
-    return step
-
-
-def _split_step(lanes: int, count: int) -> Callable[..., Any]:
-    """Children of nodes[at:] to nodes[at:] and nodes[to:], from s(x) and pi(s(x)) at ``from``; adds up lefts and all.
-
-    ``keep`` masks the low words of the children as they are stored. totals: uint64 (2, 8), a vector for either sum.
-    """
-
-    @intrinsic
-    def step(
-        typingctx: Any, nodes: Any, at: Any, to: Any, s: Any, encrypted: Any, tile: Any, keep: Any, totals: Any
-    ) -> Any:
-        _check_blocks(nodes, s, encrypted, totals)
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = _Emitter(context, builder, lanes, count)
-            kinds = signature.args
-            places = emit.places(kinds[0], args[0], args[1])
-            parents = emit.load(places)
-            swapped = emit.load(emit.places(kinds[3], args[3], args[5]))
-            left = emit.xor(emit.load(emit.places(kinds[4], args[4], args[5])), swapped)
-            right = emit.xor(parents, left)
-            kept = emit.block(args[6], ir.Constant(_I64, _ONES))
-            emit.store(emit.mask(left, kept), places)
-            emit.store(emit.mask(right, kept), emit.places(kinds[0], args[0], args[2]))
-            emit.add_to(emit.places(kinds[7], args[7])[0], left)
-            emit.add_to(emit.places(kinds[7], args[7], ir.Constant(_I64, 4))[0], parents)
-            return context.get_dummy_value()
-
-        index = types.intp
-        return types.void(nodes, index, index, s, encrypted, index, types.uint64, totals), codegen
-
-    return step
-
-
-def _sum_step(lanes: int, count: int) -> Callable[..., Any]:
-    """Adds the left children, from s(x) and pi(s(x)), to totals[0]."""
-
-    @intrinsic
-    def step(typingctx: Any, s: Any, encrypted: Any, tile: Any, totals: Any) -> Any:
-        _check_blocks(s, encrypted, totals)
-
-        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = _Emitter(context, builder, lanes, count)
-            swapped = emit.load(emit.places(signature.args[0], args[0], args[2]))
-            encrypted_values = emit.load(emit.places(signature.args[1], args[1], args[2]))
-            emit.add_to(emit.places(signature.args[3], args[3])[0], emit.xor(encrypted_values, swapped))
-            return context.get_dummy_value()
-
-        return types.void(s, encrypted, types.intp, totals), codegen
-
-    return step
-
-
-def _correct_step(lanes: int, count: int) -> Callable[..., Any]:
-    """nodes[i] ^= (low, high) for the one i = place, where it is one of nodes[at:]."""
+def _correct_step(count: int) -> Callable[..., Any]:
+    """nodes[place] ^= (low, high), where place is one of the ``count`` vectors from ``at`` on."""
 
     @intrinsic
     def step(typingctx: Any, nodes: Any, at: Any, place: Any, low: Any, high: Any) -> Any:
-        _check_blocks(nodes)
+        if not (isinstance(nodes, types.Array) and nodes.dtype == types.uint64 and nodes.layout == "C"):
+            raise errors.TypingError("trees are uint64 (n, 2) arrays in C order")
 
         def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            emit = _Emitter(context, builder, lanes, count)
-            places = emit.places(signature.args[0], args[0], args[1])
+            vector = ir.VectorType(_I64, 2 * _LANES)
+
+            def block(*words: ir.Value) -> ir.Value:
+                value = ir.Constant(vector, ir.Undefined)
+                for i in range(2 * _LANES):
+                    value = builder.insert_element(value, words[i % 2], ir.Constant(_I32, i))
+                return value
+
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            start = builder.bitcast(
+                builder.gep(data, [builder.shl(args[1], ir.Constant(_I64, 1))]), vector.as_pointer()
+            )
             distance = builder.sub(args[2], args[1])
-            wanted = emit.block(distance, distance)
-            value = emit.block(args[3], args[4])
-            result = []
-            for i, node in enumerate(emit.load(places)):
-                numbers = ir.Constant(emit.vector, [i * lanes + j // 2 for j in range(emit.words)])
+            wanted, value = block(distance, distance), block(args[3], args[4])
+            for i in range(count):
+                node = builder.gep(start, [ir.Constant(_I64, i)])
+                numbers = ir.Constant(vector, [_LANES * i + j // 2 for j in range(2 * _LANES)])
                 here = builder.icmp_unsigned("==", wanted, numbers)
-                result.append(builder.xor(node, builder.select(here, value, emit.constant(0))))
-            emit.store(result, places)
+                change = builder.select(here, value, ir.Constant(vector, [0] * (2 * _LANES)))
+                builder.store(builder.xor(builder.load(node, align=8), change), node, align=8)
             return context.get_dummy_value()
 
         word = types.uint64
@@ -199,70 +79,20 @@ def _correct_step(lanes: int, count: int) -> Callable[..., Any]:
     return step
 
 
-_swap_wide, _swap_four, _swap_two = _swap_step(4, 4), _swap_step(4, 1), _swap_step(2, 1)
-_split_wide, _split_four, _split_two = _split_step(4, 4), _split_step(4, 1), _split_step(2, 1)
-_sum_wide, _sum_four, _sum_two = _sum_step(4, 4), _sum_step(4, 1), _sum_step(2, 1)
-_correct_wide, _correct_four = _correct_step(4, 4), _correct_step(4, 1)
+_correct_wide, _correct_four = _correct_step(_WIDE // _LANES), _correct_step(1)
 
 
 @linked
-def _hash_tile(round_keys: Words, nodes: Words, first: int, n: int, space: Words) -> None:
-    """space[0, :n] = s(x), space[1, :n] = pi(s(x)) for x = nodes[first : first + n]; n is 2, 4, 8 or 16 i."""
-    if n >= _WIDE:
-        for i in range(0, n, _WIDE):
-            _swap_wide(nodes, first + i, space[0], i)
-    elif n >= 4:
-        for i in range(0, n, 4):
-            _swap_four(nodes, first + i, space[0], i)
-    else:
-        _swap_two(nodes, first, space[0], 0)
-    encrypt_blocks(round_keys, space[0, :n], space[1, :n])
-
-
-@linked
-def _grow_level(
-    round_keys: Words, nodes: Words, half: int, keep: int, space: Words, totals: Words, sums: Words
-) -> None:
+def _grow_level(round_keys: Words, nodes: Words, half: int, keep: int, totals: Words, sums: Words) -> None:
     """From the level in nodes[:half] to the next in nodes[: 2 * half]. sums[b] = XOR of all children b.
 
-    ``keep`` masks the low words of the children as they are stored, not in the sums. Scratch: space (2, TILE, 2),
-    totals (8, 2).
+    ``keep`` masks the low words of the children as they are stored, not in the sums. totals: scratch (8, 2).
     """
-    mask = np.uint64(keep)
     totals[:] = 0
-    for first in range(0, half, TILE):
-        n = min(TILE, half - first)
-        _hash_tile(round_keys, nodes, first, n, space)
-        if n >= _WIDE:
-            for i in range(0, n, _WIDE):
-                _split_wide(nodes, first + i, half + first + i, space[0], space[1], i, mask, totals)
-        elif n >= 4:
-            for i in range(0, n, 4):
-                _split_four(nodes, first + i, half + first + i, space[0], space[1], i, mask, totals)
-        else:
-            _split_two(nodes, first, half + first, space[0], space[1], 0, mask, totals)
+    split_level(round_keys, nodes, half, np.uint64(keep), totals)
     for v in range(2):
         sums[0, v] = totals[0, v] ^ totals[1, v] ^ totals[2, v] ^ totals[3, v]
         sums[1, v] = totals[4, v] ^ totals[5, v] ^ totals[6, v] ^ totals[7, v] ^ sums[0, v]
-
-
-@linked
-def _sum_level(round_keys: Words, nodes: Words, half: int, space: Words, totals: Words, sums: Words) -> None:
-    """sums = XOR of the left children of nodes[:half]. Scratch as in ``_grow_level``."""
-    totals[:] = 0
-    for first in range(0, half, TILE):
-        n = min(TILE, half - first)
-        _hash_tile(round_keys, nodes, first, n, space)
-        if n >= _WIDE:
-            for i in range(0, n, _WIDE):
-                _sum_wide(space[0], space[1], i, totals)
-        elif n >= 4:
-            for i in range(0, n, 4):
-                _sum_four(space[0], space[1], i, totals)
-        else:
-            _sum_two(space[0], space[1], 0, totals)
-    for v in range(2):
-        sums[v] = totals[0, v] ^ totals[1, v] ^ totals[2, v] ^ totals[3, v]
 
 
 @linked
@@ -282,7 +112,6 @@ def grow(round_keys: Words, roots: Words, delta: Words, leaves: Words) -> None:
 
     roots: uint64 (trees, 2). delta: uint64 (2,). Writes leaves: uint64 (trees, 2^depth, 2).
     """
-    space = np.empty((2, TILE, 2), np.uint64)
     totals = np.empty((8, 2), np.uint64)
     sums = np.empty((2, 2), np.uint64)
     count = leaves.shape[1]
@@ -294,7 +123,7 @@ def grow(round_keys: Words, roots: Words, delta: Words, leaves: Words) -> None:
             nodes[1, v] = roots[i, v] ^ delta[v]
         half = 2
         while half < count:
-            _grow_level(round_keys, nodes, half, _kept(2 * half == count), space, totals, sums)
+            _grow_level(round_keys, nodes, half, _kept(2 * half == count), totals, sums)
             half *= 2
 
 
@@ -307,7 +136,6 @@ def left_sums(round_keys: Words, roots: Words, delta: Words, sums: Words) -> Non
     depth = sums.shape[1]
     _check_count(1 << depth)
     nodes = np.empty((1 << (depth - 1), 2), np.uint64)
-    space = np.empty((2, TILE, 2), np.uint64)
     totals = np.empty((8, 2), np.uint64)
     both = np.empty((2, 2), np.uint64)
     for i in range(roots.shape[0]):
@@ -316,9 +144,12 @@ def left_sums(round_keys: Words, roots: Words, delta: Words, sums: Words) -> Non
             nodes[0, v] = roots[i, v]
             nodes[1, v] = roots[i, v] ^ delta[v]
         for level in range(2, depth):
-            _grow_level(round_keys, nodes, 1 << (level - 1), _kept(False), space, totals, both)
+            _grow_level(round_keys, nodes, 1 << (level - 1), _kept(False), totals, both)
             sums[i, level - 1] = both[0]
-        _sum_level(round_keys, nodes, 1 << (depth - 1), space, totals, sums[i, depth - 1])
+        totals[:] = 0
+        sum_level(round_keys, nodes, 1 << (depth - 1), totals)
+        for v in range(2):
+            sums[i, depth - 1, v] = totals[0, v] ^ totals[1, v] ^ totals[2, v] ^ totals[3, v]
 
 
 @linked
@@ -336,7 +167,6 @@ def grow_punctured(round_keys: Words, points: Words, siblings: Words, leaves: Wo
     _check_count(count)
     if count != 1 << depth:
         raise ValueError("leaves and siblings differ in depth")
-    space = np.empty((2, TILE, 2), np.uint64)
     totals = np.empty((8, 2), np.uint64)
     sums = np.empty((2, 2), np.uint64)
     fix = np.empty(2, np.uint64)
@@ -351,7 +181,7 @@ def grow_punctured(round_keys: Words, points: Words, siblings: Words, leaves: Wo
             nodes[1, v] = siblings[i, 0, v] & (np.uint64(0) - away)
         for level in range(2, depth + 1):
             half = 1 << (level - 1)
-            _grow_level(round_keys, nodes, half, _kept(level == depth), space, totals, sums)
+            _grow_level(round_keys, nodes, half, _kept(level == depth), totals, sums)
             away = (~point >> np.uint64(level - 1)) & one
             for v in range(2):
                 wrong = sums[0, v] ^ ((sums[0, v] ^ sums[1, v]) & (np.uint64(0) - away))
