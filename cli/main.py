@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from mpcd.cli import client, dataset, identity, model, offline, peer, report, session
+from mpcd.cli import bench, client, dataset, identity, model, offline, peer, report, session
 
 EXIT_STATUSES = """
 \b
@@ -33,6 +33,7 @@ mpcctl.add_command(session.session)
 mpcctl.add_command(session.approve)
 mpcctl.add_command(session.deny)
 mpcctl.add_command(report.report)
+mpcctl.add_command(bench.bench)
 
 
 def main() -> None:

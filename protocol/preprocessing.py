@@ -41,6 +41,7 @@ from mpcd.protocol.network import (
     TruncateRelu,
 )
 from mpcd.protocol.ot import correlate
+from mpcd.protocol.ot.correlate import Extension
 
 Progress = Callable[[int, int], None]
 
@@ -95,7 +96,7 @@ async def make_units(
     seeds: Sequence[bytes],
     sinks: Sequence[Sink],
     progress: Progress,
-    extension: correlate.Extension = "iknp",
+    extension: Extension = "iknp",
 ) -> None:
     """Make the correlations of ``len(sinks)`` images.
 
@@ -126,6 +127,8 @@ async def make_matrix_triples(
     """The first half of ``make_units``. ``tell(work)``: so much more is done."""
     if len(seeds) != len(sinks) or len(set(seeds)) != len(seeds):
         raise ValueError("every unit of a batch has its own sink and its own seed")
+    keys: matrix_triple.ServerKeys | matrix_triple.ClientKeys
+    keys: matrix_triple.ServerKeys | matrix_triple.ClientKeys
     if channel.party == MODEL_OWNER:
         keys = await matrix_triple.server_keys(channel)
     else:
@@ -142,7 +145,7 @@ async def make_ot_correlations(
     network: Network,
     sinks: Sequence[Sink],
     tell: Callable[[int], None],
-    extension: correlate.Extension = "iknp",
+    extension: Extension = "iknp",
 ) -> None:
     """The second half of ``make_units``."""
     ots = await correlate.set_up(channel, extension)
@@ -235,7 +238,7 @@ def stored_bits(need: Need, party: int) -> int:
             return need.bits * math.prod(need.output_shape) if party == DATA_OWNER else 0
 
 
-def estimate(network: Network, images: int, batch: int) -> Estimate:
+def estimate(network: Network, images: int, batch: int, extension: Extension = "iknp") -> Estimate:
     """The cost of ``images`` images made in batches of ``batch``."""
     needs = plan(network)
     cots = sum(_cots(need) for need in needs)
@@ -247,7 +250,7 @@ def estimate(network: Network, images: int, batch: int) -> Estimate:
     return Estimate(
         images=images,
         cots=cots * images,
-        offline_bytes=sum(correlate.bytes_sent(need) for need in ot_needs(network)) * images + matrix,
+        offline_bytes=sum(correlate.bytes_sent(need, extension) for need in ot_needs(network)) * images + matrix,
         online_bytes=sum(online_bits(need) for need in needs) * images // 8,
         disk_bytes_model_owner=sum(stored_bits(need, MODEL_OWNER) for need in needs) * images // 8,
         disk_bytes_data_owner=sum(stored_bits(need, DATA_OWNER) for need in needs) * images // 8,
