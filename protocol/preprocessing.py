@@ -128,7 +128,6 @@ async def make_matrix_triples(
     if len(seeds) != len(sinks) or len(set(seeds)) != len(seeds):
         raise ValueError("every unit of a batch has its own sink and its own seed")
     keys: matrix_triple.ServerKeys | matrix_triple.ClientKeys
-    keys: matrix_triple.ServerKeys | matrix_triple.ClientKeys
     if channel.party == MODEL_OWNER:
         keys = await matrix_triple.server_keys(channel)
     else:
