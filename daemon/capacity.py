@@ -11,6 +11,7 @@ from mpcd.daemon.records import Records
 from mpcd.protocol import preprocessing
 from mpcd.protocol.channel import DATA_OWNER
 from mpcd.protocol.network import Network
+from mpcd.protocol.ot.correlate import Extension
 
 BATCH = 16  # images whose matrix triples share ciphertexts
 
@@ -24,6 +25,7 @@ class JobEstimate:
     """``offline_*``, disk and ``seconds``: for the missing units; ``online_*``: for all images."""
 
     images: int
+    extension: Extension
     ready: int
     missing: int
     cots: int
@@ -40,7 +42,7 @@ class JobEstimate:
     def in_words(self) -> str:
         return (
             f"{self.missing} of {self.images} units to make: about {max(1, round(self.seconds / 60))} min,"
-            f" {size(self.offline_bytes)} over the link, {size(self.disk_bytes)} of disk"
+            f" {size(self.offline_bytes)} over the link ({self.extension}), {size(self.disk_bytes)} of disk"
         )
 
 
@@ -48,17 +50,30 @@ def size(count: float) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
 
 
+def offline_phase(extension: Extension) -> str:
+    """Under what name the offline phase's measured speed is kept."""
+    return f"offline {extension}"
+
+
 def estimate(
-    network: Network, party: int, images: int, ready: int, free: int, records: Records, peer: str
+    network: Network,
+    party: int,
+    images: int,
+    ready: int,
+    free: int,
+    records: Records,
+    peer: str,
+    extension: Extension,
 ) -> JobEstimate:
     """For ``images`` images of which ``ready`` units exist. ``peer``: fingerprint, whose measured speed counts."""
     missing = max(0, images - ready)
-    offline = preprocessing.estimate(network, missing, BATCH)
+    offline = preprocessing.estimate(network, missing, BATCH, extension)
     online = preprocessing.estimate(network, images, BATCH)
-    rates = {phase: records.rate(peer, phase) for phase in GUESS}
+    offline_rate, online_rate = records.rate(peer, offline_phase(extension)), records.rate(peer, "online")
     disk = (offline.disk_bytes_model_owner, offline.disk_bytes_data_owner)
     return JobEstimate(
         images=images,
+        extension=extension,
         ready=ready,
         missing=missing,
         cots=offline.cots,
@@ -67,10 +82,10 @@ def estimate(
         disk_bytes=disk[party],
         peer_disk_bytes=disk[1 - party],
         memory_bytes=online.memory_bytes,
-        seconds=offline.cots / (rates["offline"] or GUESS["offline"]),
-        online_seconds=online.cots / (rates["online"] or GUESS["online"]),
+        seconds=offline.cots / (offline_rate or GUESS["offline"]),
+        online_seconds=online.cots / (online_rate or GUESS["online"]),
         disk_free_bytes=free,
-        measured=rates["offline"] is not None,
+        measured=offline_rate is not None,
     )
 
 

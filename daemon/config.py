@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mpcd.daemon.errors import ConfigError
+from mpcd.protocol.ot.correlate import EXTENSIONS
 
 DEFAULT_PORT = 7443
 SYSTEM_CONFIG = Path("/etc/mpcd/mpcd.toml")
@@ -148,6 +149,13 @@ class Limits:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Offline:
+    """How the offline phase makes correlations. The data owner's setting counts."""
+
+    extension: str = dataclasses.field(default="auto", metadata={"one_of": ("auto", *EXTENSIONS)})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds."""
 
@@ -169,6 +177,7 @@ class Config:
     advertise: str = ""
     listen: Listen = dataclasses.field(default_factory=Listen)
     limits: Limits = dataclasses.field(default_factory=Limits)
+    offline: Offline = dataclasses.field(default_factory=Offline)
     timeouts: Timeouts = dataclasses.field(default_factory=Timeouts)
 
     @classmethod
@@ -211,6 +220,7 @@ class Config:
             advertise,
             _section(Listen, table, "listen", where),
             _section(Limits, table, "limits", where),
+            _section(Offline, table, "offline", where),
             _section(Timeouts, table, "timeouts", where),
         )
         if config.timeouts.silence < 2 * config.timeouts.keepalive:
@@ -234,11 +244,15 @@ def _section(cls: type[Any], table: Mapping[str, Any], section: str, where: str)
         if kind is float and type(value) is int:
             value = float(value)
         what = {int: "a whole number", float: "a number", str: "a string"}[kind]
-        if field.metadata:
+        allowed = field.metadata.get("one_of")
+        if allowed:
+            what = "one of " + ", ".join(allowed)
+        elif field.metadata:
             what += f" from {field.metadata['least']} to {field.metadata['most']}"
         # Not isinstance: TOML's true must not pass for 1. The negated range also refuses nan.
         if type(value) is not kind or (
-            field.metadata and not field.metadata["least"] <= value <= field.metadata["most"]
+            field.metadata
+            and not (value in allowed if allowed else field.metadata["least"] <= value <= field.metadata["most"])
         ):
             raise ConfigError(f"{where}: {section}.{key} = {value!r} is not allowed: {what}")
         values[key] = value

@@ -28,12 +28,14 @@ from mpcd.daemon.context import Context, aside
 from mpcd.daemon.errors import LinkError, MpcdError, NotFound, PeerError, ProtocolViolation, Refused
 from mpcd.daemon.jobs import Job
 from mpcd.daemon.library import Model
+from mpcd.daemon.linkspeed import LinkSpeed
 from mpcd.daemon.partner import Partner
 from mpcd.daemon.records import RUNNING
 from mpcd.daemon.store import UnitWriter
 from mpcd.protocol import preprocessing
 from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER, Channel
 from mpcd.protocol.network import PrivateNumbers
+from mpcd.protocol.ot.correlate import EXTENSIONS, Extension
 
 OPEN_TIMEOUT = 60.0
 READY_TIMEOUT = 300.0  # the slower disk's fsync of a whole batch
@@ -68,6 +70,7 @@ class Offline:
 
     def __init__(self, context: Context, catalogue: Catalogue, agreement: Agreement, partner: Partner) -> None:
         self._context = context
+        self._link_speed = LinkSpeed(context)
         self._partner = partner
         self._catalogue = catalogue
         self._agreement = agreement
@@ -79,6 +82,7 @@ class Offline:
             "offline.request": self._serve_request,
             "offline.progress": self._serve_progress,
             "offline.stop": self._serve_stop,
+            **self._link_speed.handlers,
         }
 
     async def stop(self) -> None:
@@ -97,8 +101,9 @@ class Offline:
             ready = len(await self._agreement.sync(peer, model))
         free = context.store.free_bytes()
         fingerprint = context.peers.get(peer).fingerprint
+        extension = await self._link_speed.extension(peer)
         return await aside(
-            capacity.estimate, model.network, DATA_OWNER, images, ready, free, context.records, fingerprint
+            capacity.estimate, model.network, DATA_OWNER, images, ready, free, context.records, fingerprint, extension
         )
 
     async def make(self, peer: str, model: Model, images: int, job: Job, session: str | None = None) -> dict[str, Any]:
@@ -138,6 +143,7 @@ class Offline:
             began = time.monotonic()
             need = await aside(capacity.disk_bytes, model.network, DATA_OWNER, count)
             capacity.check_disk(need, context.store.free_bytes(), context.config.limits.disk_reserve_gib)
+            extension = await self._link_speed.extension(peer)
             batch = os.urandom(16)
             units = [os.urandom(16) for _ in range(count)]
             writers: list[UnitWriter] = []
@@ -157,9 +163,10 @@ class Offline:
                     "network_digest": model.network.digest,
                     "units": units,
                     "session": session,
+                    "extension": extension,
                 }
                 await context.net.call(peer, "offline.begin", wanted, timeout=OPEN_TIMEOUT)
-                moved = await self._run(DATA_OWNER, peer, model, None, batch, units, writers, job, progress)
+                moved = await self._run(DATA_OWNER, peer, model, None, batch, units, writers, job, progress, extension)
                 async with self._agreement.lock(peer):
                     await aside(_finish, writers)
                     await aside(context.ledger.ready, units, _size(writers))
@@ -176,7 +183,7 @@ class Offline:
             seconds = time.monotonic() - began
             cots = (await aside(preprocessing.estimate, model.network, count, BATCH)).cots
             if cots and seconds > 0:
-                await aside(context.records.learn_rate, stock.peer, "offline", cots / seconds)
+                await aside(context.records.learn_rate, stock.peer, capacity.offline_phase(extension), cots / seconds)
             if session is not None:
                 await aside(context.records.spent_time, session, "offline", seconds, moved)
             _log.info("batch ready", peer=peer, model=model.name, units=count, seconds=round(seconds, 1), bytes=moved)
@@ -195,6 +202,7 @@ class Offline:
         writers: list[UnitWriter],
         job: Job,
         progress: Callable[[int, int], None],
+        extension: Extension,
     ) -> int:
         """The protocol of one batch into ``writers``; bytes both ways."""
         context = self._context
@@ -206,7 +214,7 @@ class Offline:
         try:
             await context.kernels.wait(job)
             channel = Channel(party, batch)
-            work = preprocessing.make_units(channel, model.network, numbers, seeds, writers, progress)
+            work = preprocessing.make_units(channel, model.network, numbers, seeds, writers, progress, extension)
             await driver.drive(work, connection, context.executor)
             return connection.bytes_sent + connection.bytes_received
         finally:
@@ -234,6 +242,9 @@ class Offline:
             raise ProtocolViolation("offline.begin is malformed")
         model = await aside(context.library.model, name)
         same_model(model, params)
+        extension = params.get("extension")
+        if extension not in EXTENSIONS:
+            raise ProtocolViolation(f"offline.begin names no OT extension of ours: {str(extension)[:40]}")
         stock = self._agreement.stock(peer, model)
         ready = len(await aside(context.ledger.ready_units, stock))
         if ready + len(units) > context.policy.max_units and not self._in_session(peer, params.get("session")):
@@ -251,7 +262,7 @@ class Offline:
             await aside(context.records.move, params["session"], "offline")
         await aside(context.ledger.begin, stock, batch, units)
         told = asyncio.Event()
-        task = asyncio.create_task(self._serve_batch(peer, model, batch, units, told, params.get("session")))
+        task = asyncio.create_task(self._serve_batch(peer, model, batch, units, told, params.get("session"), extension))
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._batches[batch] = _Batch(peer, told, task)
         return {}
@@ -265,7 +276,14 @@ class Offline:
         return False
 
     async def _serve_batch(
-        self, peer: str, model: Model, batch: bytes, units: list[bytes], told: asyncio.Event, session: str | None
+        self,
+        peer: str,
+        model: Model,
+        batch: bytes,
+        units: list[bytes],
+        told: asyncio.Event,
+        session: str | None,
+        extension: Extension,
     ) -> None:
         """Make; once the data owner's side is ready, so is ours. Raises what went wrong, after burning."""
         context = self._context
@@ -279,7 +297,9 @@ class Offline:
                     job.report("offline", 1000 * done // of, 1000, f"{len(units)} units")
 
                 numbers = await aside(context.library.numbers, model.name)
-                moved = await self._run(MODEL_OWNER, peer, model, numbers, batch, units, writers, job, progress)
+                moved = await self._run(
+                    MODEL_OWNER, peer, model, numbers, batch, units, writers, job, progress, extension
+                )
                 await aside(_finish, writers)
             try:
                 async with asyncio.timeout(READY_TIMEOUT):

@@ -71,7 +71,7 @@ CREATE TRIGGER IF NOT EXISTS image_stays BEFORE UPDATE ON image BEGIN
 END;
 CREATE TABLE IF NOT EXISTS rate (
     peer       TEXT NOT NULL,
-    phase      TEXT NOT NULL CHECK (phase IN ('offline', 'online')),
+    phase      TEXT NOT NULL,
     per_second REAL NOT NULL,
     PRIMARY KEY (peer, phase)
 );

@@ -19,20 +19,20 @@ def records(tmp_path):
 
 
 def test_only_what_is_missing_is_made(records):
-    some = capacity.estimate(NETWORK, 1, 5, 2, 10**9, records, PEER)
+    some = capacity.estimate(NETWORK, 1, 5, 2, 10**9, records, PEER, "iknp")
     assert (some.images, some.ready, some.missing, some.measured) == (5, 2, 3, False)
-    all_ready = capacity.estimate(NETWORK, 1, 5, 7, 10**9, records, PEER)
+    all_ready = capacity.estimate(NETWORK, 1, 5, 7, 10**9, records, PEER, "iknp")
     assert (all_ready.missing, all_ready.offline_bytes, all_ready.disk_bytes, all_ready.seconds) == (0, 0, 0, 0)
     assert all_ready.online_bytes == some.online_bytes > 0
-    mirrored = capacity.estimate(NETWORK, 0, 5, 2, 10**9, records, PEER)
+    mirrored = capacity.estimate(NETWORK, 0, 5, 2, 10**9, records, PEER, "iknp")
     assert (mirrored.disk_bytes, mirrored.peer_disk_bytes) == (some.peer_disk_bytes, some.disk_bytes)
     assert capacity.disk_bytes(NETWORK, 1, 3) == some.disk_bytes
 
 
 def test_measured_speed(records):
-    guess = capacity.estimate(NETWORK, 1, 5, 0, 10**9, records, PEER)
-    records.learn_rate(PEER, "offline", capacity.GUESS["offline"] / 10)
-    slower = capacity.estimate(NETWORK, 1, 5, 0, 10**9, records, PEER)
+    guess = capacity.estimate(NETWORK, 1, 5, 0, 10**9, records, PEER, "iknp")
+    records.learn_rate(PEER, capacity.offline_phase("iknp"), capacity.GUESS["offline"] / 10)
+    slower = capacity.estimate(NETWORK, 1, 5, 0, 10**9, records, PEER, "iknp")
     assert slower.seconds == pytest.approx(10 * guess.seconds)
     assert slower.measured
     assert "5 of 5 units to make" in slower.in_words()
