@@ -19,12 +19,11 @@ from numba import types
 from numba.core import errors
 from numba.extending import intrinsic
 
-from mpcd.kernels import half_tree, lpn
 from mpcd.kernels.cpu import linked
+from mpcd.kernels.half_tree import grow, grow_punctured
+from mpcd.kernels.lpn import encode
 
 Words = npt.NDArray[np.uint64]
-
-_grow, _grow_punctured, _encode = half_tree.grow, half_tree.grow_punctured, lpn.encode
 
 
 @linked
@@ -53,11 +52,11 @@ def sender_rows(
         count = min(size - leaf, n - done)
         part = rows[done : done + count]
         if count == size:
-            _grow(tree_keys, roots[tree : tree + 1], delta, part.reshape(1, size, 2))
+            grow(tree_keys, roots[tree : tree + 1], delta, part.reshape(1, size, 2))
         else:
-            _grow(tree_keys, roots[tree : tree + 1], delta, spare)
+            grow(tree_keys, roots[tree : tree + 1], delta, spare)
             part[:] = spare[0, leaf : leaf + count]
-        _encode(code_keys, table, first + done, part)
+        encode(code_keys, table, first + done, part)
         done += count
 
 
@@ -91,11 +90,11 @@ def receiver_rows(
         part = rows[done : done + count]
         if count == size:
             whole = part.reshape(1, size, 2)
-            _grow_punctured(tree_keys, points[tree : tree + 1], siblings[tree : tree + 1], whole)
+            grow_punctured(tree_keys, points[tree : tree + 1], siblings[tree : tree + 1], whole)
         else:
-            _grow_punctured(tree_keys, points[tree : tree + 1], siblings[tree : tree + 1], spare)
+            grow_punctured(tree_keys, points[tree : tree + 1], siblings[tree : tree + 1], spare)
             part[:] = spare[0, leaf : leaf + count]
-        _encode(code_keys, table, first + done, part)
+        encode(code_keys, table, first + done, part)
         for i in range(0, count, 8):
             _low_bits(part, i, choices, done + i)
         done += count

@@ -1,8 +1,8 @@
 """A random sparse linear code over 128-bit rows: every output adds D rows of a table ("local linear code").
 
-Yang, Weng, Lan, Zhang and Wang, "Ferret" (CCS 2020, eprint 2020/924), section 5: learning parity with noise whose
-matrix has D = 10 ones a row at uniform places (one that comes up twice drops out), here from AES-128 in counter mode
-under a public key.
+Yang, Weng, Lan, Zhang and Wang, "Ferret" (CCS 2020, eprint 2020/924): learning parity with noise whose matrix
+has D = 10 ones a row at uniform places (one that comes up twice drops out), here from AES-128 in counter mode under a
+public key.
 
 The table has 2^b rows. Outputs come in groups of GROUP = 4 whose 40 row numbers lie one after another in the
 keystream, 16 bits each where b <= 16, else 32 bits, the low b bits counting; group g starts at block 5 g or 10 g. Row

@@ -1,10 +1,10 @@
 """Random correlated OT without traffic to speak of: Ferret, a silent extension.
 
 Yang, Weng, Lan, Zhang and Wang, "Ferret: Fast Extension for coRRElated oT with small communication" (CCS 2020, eprint
-2020/924), figures 7 and 8, with regular noise, semi-honest; single-point OTs as in spcot.py.
+2020/924), with regular noise, semi-honest; single-point OTs as in spcot.py.
 
 Sender holds delta; bit 0 of it is 1, bit 0 of each row q_j is 0. Receiver ends with rows t_j = q_j ^ x_j delta, so
-that its random bit x_j is bit 0 of t_j (Ferret, section 5.1). An iteration turns k + t h correlated OTs into n = t 2^h:
+that its random bit x_j is bit 0 of t_j. An iteration turns k + t h correlated OTs into n = t 2^h:
 
 1. k of them are the code's input: u at Sender, s = u ^ e delta at Receiver for k random bits e.
 2. The others make t single-point OTs of 2^h rows (spcot.py): v at Sender, w at Receiver, which differ by delta at one
@@ -18,7 +18,8 @@ the first one. The rest (``fresh``) is handed out. Outputs are made when they ar
 reserve, the code's input, roots and sums stay in memory: 2.5 to 18 MiB an end.
 
 So that nobody waits: at an iteration's begin Receiver sends the choices of the next (spcot.py, step 1), and after half
-of the fresh outputs Sender answers with its sums (step 2).
+of the fresh outputs Sender answers with its sums (step 2). Over a slow link a direction gets at most one iteration a
+round trip, which speaks for the larger sets there.
 
 ====  ====  ====  ==  ==========  =============================  ==========
 name  k     t     h   n           estimated security, bits       bits a COT
@@ -33,16 +34,17 @@ A set is as strong as that for its own n alone: 2^16 with 15.6 M outputs would h
 (2026, emp-ot/tuning.h), published for 128 bits after the attacks on regular noise. The estimates are by those attacks'
 own estimator (YYW+25, lpnestimator.com, github.com/1234wangtr/Code_estimators), all of it: pooled Gauss, SD, SD 2.0,
 SD-ISD and BJMM after regularity took t off n and k (Liu, Wang, Yang and Yu, eprint 2022/712), the algebraic attack of
-Briaud and Oygarden (2023/176) and its successor (2025/1476), regular ISD by permutation, enumeration and representation
-(Esser and Santini, 2023/1568), and the hybrid (2025/1284). The smallest counts. Sets from before these attacks,
-Ferret's own among them, are not offered.
+Briaud and Oygarden (2023/176; for the two larger sets searched in steps) and its successor (2025/1476), regular ISD by
+permutation, enumeration and representation (Esser and Santini, 2023/1568), and the hybrid (2025/1284). The smallest
+counts. Sets from before these attacks, Ferret's own among them, are not offered.
 
 Cost of all COTs drawn (``bytes_sent``): once IKNP's bytes for the reserve; then, an iteration, t h bits from Receiver
 and 16 t h bytes from Sender, which is what the table's last column says. Two flows more at the first begin, one of them
 IKNP's; later nobody waits.
 
-Adversary: semi-honest; LPN with regular noise and this code; spcot.py's assumption. No branch or index depends on
-delta, rows, bits or noise positions at either party.
+Adversary: semi-honest; LPN with regular noise and this code; spcot.py's assumption. Delta has 127 unknown bits, here
+and for the hash of pads.py: half as many as elsewhere have to be tried. No branch or index depends on delta, rows, bits
+or noise positions at either party.
 """
 
 from __future__ import annotations
