@@ -242,9 +242,11 @@ def _render_costs(row: Row) -> None:
         if row["kernels"][party]:
             total = row["cpu_seconds"][party] or 1
             known = sum(cost["cpu_seconds"] for cost in row["kernels"][party])
+            loop = row["loop_cpu_seconds"][party]
             click.echo(
                 f"{row['name']}, {who}: CPU {_time(row['cpu_seconds_each'][party])} an {row['unit']}, "
-                f"{100 * (1 - known / total):.0f} % of it outside of kernels (TLS, event loop); "
+                f"{100 * known / total:.0f} % in kernels, {100 * loop / total:.0f} % in the event loop (TLS), "
+                f"{max(0, 100 * (1 - (known + loop) / total)):.0f} % between them; "
                 f"waits {_time(row['waiting_seconds'][party] / row['count'])} for the peer"
             )
             for title in ("steps", "kernels"):

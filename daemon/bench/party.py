@@ -107,12 +107,13 @@ class Party:
         after = self._counters()
         if self.warming:
             return
-        seconds, cpu, sent, received = (b - a for a, b in zip(before, after, strict=True))
+        seconds, cpu, loop_cpu, sent, received = (b - a for a, b in zip(before, after, strict=True))
         row = self.rows.setdefault(name, Row(count, unit))
         row.samples.append(
             {
                 "seconds": seconds,
                 "cpu_seconds": cpu,
+                "loop_cpu_seconds": loop_cpu,
                 "sent": sent,
                 "received": received,
                 "flows": self._meter.flows - meter.flows,
@@ -129,9 +130,9 @@ class Party:
         self._meter.step(step).add(now[0] - self._marked[0], now[1] - self._marked[1])
         self._marked = now
 
-    def _counters(self) -> tuple[float, float, int, int]:
+    def _counters(self) -> tuple[float, float, float, int, int]:
         sent, received = (sum(getattr(c, name) for c in self.lanes) for name in ("bytes_sent", "bytes_received"))
-        return time.perf_counter(), time.process_time(), sent, received
+        return time.perf_counter(), time.process_time(), time.thread_time(), sent, received
 
     async def _barrier(self) -> None:
         """Both are here; from the data owner come 16 random bytes for both."""

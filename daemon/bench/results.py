@@ -8,6 +8,9 @@ from typing import Any
 
 FORMAT = 1
 
+# A party's: all its threads, the event loop's thread (TLS, the protocol's own steps); waiting for messages, for room.
+_TIMES = ("cpu_seconds", "loop_cpu_seconds", "waiting_seconds", "sending_seconds")
+
 Rows = dict[str, dict[str, Any]]
 
 
@@ -40,9 +43,7 @@ def _row(name: str, both: Sequence[Rows]) -> dict[str, Any]:
             "count": count,
             "runs": len(seconds),
             "seconds": {"median": statistics.median(seconds), "min": min(seconds), "max": max(seconds)},
-            "cpu_seconds": [statistics.median(s["cpu_seconds"] for s in own) for own in samples],
-            "waiting_seconds": [statistics.median(s["waiting_seconds"] for s in own) for own in samples],
-            "sending_seconds": [statistics.median(s["sending_seconds"] for s in own) for own in samples],
+            **{key: [statistics.median(s[key] for s in own) for own in samples] for key in _TIMES},
             "sent": sent,
             "flows": max(own[0]["flows"] for own in samples),
             "kernels": [own["kernels"] for own in middle],
@@ -69,7 +70,7 @@ def _sum(name: str, parts: list[dict[str, Any]]) -> dict[str, Any]:
             "seconds": {
                 key: sum(part["seconds"][key] / part["count"] for part in parts) for key in ("median", "min", "max")
             },
-            **{key: [each(key, 0), each(key, 1)] for key in ("cpu_seconds", "waiting_seconds", "sending_seconds")},
+            **{key: [each(key, 0), each(key, 1)] for key in _TIMES},
             "sent": [round(each("sent", 0)), round(each("sent", 1))],
             "flows": sum(part["flows"] for part in parts),
             "kernels": [[], []],
