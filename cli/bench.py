@@ -40,6 +40,7 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option(
         "--folder", type=click.Path(exists=True, path_type=Path), help="For temporary files; default: system's."
     )
+    @click.option("--link", metavar="MBIT,MS", help="Imitate a link of this rate and round-trip time, such as 100,40.")
     @click.option("--party", type=click.Choice(["0", "1"]), help="Only the model owner's (0) or data owner's (1) end.")
     @click.option("--listen", metavar="HOST:PORT", help="With --party 0.")
     @click.option("--connect", metavar="HOST:PORT", help="With --party 1.")
@@ -47,7 +48,9 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
     @click.option("--json", "as_json", is_flag=True, help="One JSON object on stdout; keys are stable.")
     @functools.wraps(function)
     def wrapper(compare: Path | None, as_json: bool, **given: Any) -> None:
-        common = {key: given.pop(key) for key in ("runs", "pin", "threads", "folder", "party", "listen", "connect")}
+        common = {
+            key: given.pop(key) for key in ("runs", "pin", "threads", "folder", "link", "party", "listen", "connect")
+        }
         saved = None if compare is None else _load(compare)
         result = _measure([*function(**given), *_words(common)])
         if result is None:  # the model owner's end alone: the figures are at the other
@@ -234,6 +237,15 @@ def _render(result: dict[str, Any]) -> None:
     if result["what"] == "model":
         for row in result["rows"]:
             _render_costs(row)
+
+
+def _link(result: dict[str, Any]) -> str | None:
+    imitated = result.get("link") or {}
+    return (
+        f"imitated: {imitated['megabits']:g} Mbit/s, {imitated['round_trip_ms']:g} ms"
+        if imitated.get("megabits")
+        else None
+    )
 
 
 def _render_costs(row: Row) -> None:

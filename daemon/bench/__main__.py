@@ -8,12 +8,14 @@ Numba and BLAS read their environment when first imported, so a party imports th
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--folder", type=Path, help="for identities, units and the ledger")
     parser.add_argument("--pin", type=_numbers, help="each party's core, such as 0,1")
     parser.add_argument("--threads", type=int, default=1, help="of each party's kernels (default 1)")
+    parser.add_argument("--link", type=_link, metavar="MBIT,MS", help="imitate a link of this rate and round trip")
     for field in dataclasses.fields(Options):
         flag = "--" + field.name.replace("_", "-")
         if field.name == "check":
@@ -49,6 +52,13 @@ def _numbers(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in text.split(","))
 
 
+def _link(text: str) -> tuple[float, float]:
+    megabits, round_trip = (float(part) for part in text.split(","))
+    if megabits <= 0 or round_trip < 0:
+        raise ValueError(text)
+    return megabits, round_trip
+
+
 def _names(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(",") if part.strip())
 
@@ -60,7 +70,7 @@ def main() -> int:
             _one_party(arguments)
         else:
             subjects = SUBJECTS if arguments.what == "all" else (arguments.what,)
-            found = [_both_parties(subject, sys.argv[1:], arguments.folder) for subject in subjects]
+            found = [_both_parties(subject, sys.argv[1:], arguments) for subject in subjects]
             json.dump(found[0] if arguments.what != "all" else {"format": 1, "results": found}, sys.stdout, indent=1)
             print()
     except MpcdError as error:
@@ -91,15 +101,20 @@ def _one_party(arguments: argparse.Namespace) -> None:
     run.main(arguments.party, options, host, port, arguments.folder)
 
 
-def _both_parties(subject: str, given: list[str], folder: Path | None) -> dict[str, Any]:
+def _both_parties(subject: str, given: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     """Two processes, as ``given`` but for the subject; the data owner's output. Raises MpcdError when one fails."""
-    with tempfile.TemporaryDirectory(prefix="mpcd-bench-", dir=folder) as own:
+    with (
+        tempfile.TemporaryDirectory(prefix="mpcd-bench-", dir=arguments.folder) as own,
+        contextlib.ExitStack() as stack,
+    ):
         words = [subject if word == "all" else word for word in given]
         command = [sys.executable, "-m", "mpcd.daemon.bench", *words, "--folder", own]
         processes: list[subprocess.Popen[str]] = []
         try:
             processes.append(_start([*command, "--party", "0", "--listen", "127.0.0.1:0"]))
             host, _, port = _line(processes[0]).partition(" ")
+            if port and arguments.link:
+                host, port = stack.enter_context(_relay(host, port, *arguments.link))
             if port:
                 processes.append(_start([*command, "--party", "1", "--connect", f"{host}:{port}"]))
                 printed, _ = processes[1].communicate()
@@ -114,7 +129,20 @@ def _both_parties(subject: str, given: list[str], folder: Path | None) -> dict[s
             error.exit_status = failed[0] if failed[0] > 0 else 1
             raise error
         result: dict[str, Any] = json.loads(printed)
+        result["link"] = dict(zip(("megabits", "round_trip_ms"), arguments.link or (None, None), strict=True))
         return result
+
+
+@contextlib.contextmanager
+def _relay(host: str, port: str, megabits: float, round_trip: float) -> Iterator[tuple[str, str]]:
+    """Where to dial instead."""
+    command = [sys.executable, "-m", "mpcd.daemon.bench.relay", host, port, str(megabits), str(round_trip)]
+    with _start(command) as process:
+        try:
+            host, _, port = _line(process).partition(" ")
+            yield host, port
+        finally:
+            process.terminate()
 
 
 def _start(command: list[str]) -> subprocess.Popen[str]:

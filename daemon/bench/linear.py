@@ -10,10 +10,10 @@ import numpy as np
 from mpcd.daemon.bench.options import Options
 from mpcd.daemon.bench.party import Party
 from mpcd.daemon.control import UsageError
-from mpcd.protocol import linear, matrix_triple
+from mpcd.protocol import linear, preprocessing
 from mpcd.protocol.channel import MODEL_OWNER, Channel
-from mpcd.protocol.correlations import MatrixClient, MatrixServer, Need
-from mpcd.protocol.network import Input, Linear, LinearNumbers, Network, Value, windows
+from mpcd.protocol.correlations import Need
+from mpcd.protocol.network import Input, Linear, LinearNumbers, Network, PrivateNumbers, Value, windows
 from mpcd.protocol.randomness import Prg
 
 BITS = 33
@@ -73,19 +73,20 @@ async def once(party: Party, options: Options, small: bool) -> None:
     for shape in _chosen(options):
         network = Shape(2, 4, 2, shape.kernel, shape.stride).network() if small else shape.network()
         party.say(f"linear: {shape.name}")
-        numbers = None
+        numbers: PrivateNumbers | None = None
         if party.number == MODEL_OWNER:
             out, channels = network.values[1].shape[0], network.values[0].shape[0]
             weight = weights(np.random.default_rng(), (out, channels, shape.kernel, shape.kernel), L1)
-            numbers = LinearNumbers(weight, np.zeros((out, 1, 1), np.int64))
+            numbers = {1: LinearNumbers(weight, np.zeros((out, 1, 1), np.int64))}
         seeds = [Prg.fresh().seed() for _ in range(batch)]
+        kept = [_Kept() for _ in range(batch)]
         channel = party.channel()
         async with party.measure(f"{shape.name}, triples", batch, "image"):
-            made = await party.drive(_triples(channel, network, numbers, seeds))
+            await party.drive(preprocessing.make_matrix_triples(channel, network, numbers, seeds, kept, _nobody))
         shares = [Prg.fresh().uniform(network.values[0].shape, BITS) for _ in range(batch)]
         async with party.measure(f"{shape.name}, online", batch, "image"):
-            for x, triple in zip(shares, made, strict=True):
-                await party.drive(_apply(channel, network, numbers, x, triple))
+            for x, one in zip(shares, kept, strict=True):
+                await party.drive(_apply(channel, network, numbers, x, one))
 
 
 def _chosen(options: Options) -> tuple[Shape, ...]:
@@ -96,32 +97,27 @@ def _chosen(options: Options) -> tuple[Shape, ...]:
     return tuple(shape for shape in SHAPES if not options.layers or shape.name in options.layers)
 
 
-async def _triples(channel: Channel, network: Network, numbers: LinearNumbers | None, seeds: list[bytes]) -> list[Any]:
-    (need,) = linear.needs(network, 1)
-    if numbers is not None:
-        keys = await matrix_triple.server_keys(channel)
-        await matrix_triple.server_triples(channel, keys, network, 1, numbers, seeds)
-        return [MatrixServer(matrix_triple.mask(seed, 1, need.output_shape, need.bits)) for seed in seeds]
-    own = await matrix_triple.client_keys(channel)
-    answers = await matrix_triple.client_triples(channel, own, network, 1, seeds)
-    return [
-        MatrixClient(matrix_triple.mask(seed, 1, need.input_shape, need.bits), c)
-        for seed, c in zip(seeds, answers, strict=True)
-    ]
+class _Kept:
+    """Sink and source of one image's triple."""
 
+    def __init__(self) -> None:
+        self._correlation: Any = None
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _One:
-    """A source with one correlation."""
-
-    correlation: Any
+    def put(self, need: Need, correlation: Any) -> None:
+        self._correlation = correlation
 
     def take(self, need: Need) -> Any:
-        return self.correlation
+        return self._correlation
 
 
-async def _apply(channel: Channel, network: Network, numbers: LinearNumbers | None, x: Any, triple: Any) -> None:
+async def _apply(channel: Channel, network: Network, numbers: PrivateNumbers | None, x: Any, kept: _Kept) -> None:
     if numbers is not None:
-        await linear.linear_server(channel, _One(triple), network, 1, numbers, x)
+        own = numbers[1]
+        assert isinstance(own, LinearNumbers)
+        await linear.linear_server(channel, kept, network, 1, own, x)
     else:
-        await linear.linear_client(channel, _One(triple), network, 1, x)
+        await linear.linear_client(channel, kept, network, 1, x)
+
+
+def _nobody(work: int) -> None:
+    """Progress nobody looks at."""

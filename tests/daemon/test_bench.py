@@ -16,7 +16,7 @@ ROW_KEYS = {
     "loop_cpu_seconds", "waiting_seconds", "sending_seconds", "sent", "bytes", "bytes_each", "flows", "kernels",
     "steps",
 }  # fmt: skip
-KEYS = {"format", "what", "options", "started", "load", "parties", "rows", "exact"}
+KEYS = {"format", "what", "options", "started", "load", "parties", "rows", "exact", "link"}
 TINY = {
     "link": ["--megabytes", "5"],
     "ot": ["--extensions", "iknp,softspoken4", "--cots", "5000"],
@@ -157,6 +157,13 @@ def test_what_a_person_sees(results, what, capsys):
         assert r["name"].split()[0] in seen
 
 
+def test_an_imitated_link_is_as_slow_as_asked_for():
+    result = measured("link", "--megabytes", "5", "--runs", "1", "--link", "200,10")
+    assert result["link"] == {"megabits": 200, "round_trip_ms": 10}
+    assert row(result, "round trip")["seconds_each"] >= 0.01
+    assert row(result, "model owner to data owner")["per_second"] <= 25e6 * 1.01
+
+
 def test_two_parties_started_apart(tmp_path):
     """As on two machines or in two network namespaces."""
     with socket.socket() as probe:
@@ -185,6 +192,7 @@ def test_two_parties_started_apart(tmp_path):
         (["model", "densenet-tiny", "--extension", "iknp,softspoken2"], 2, "one OT extension"),
         (["link", "--peer", "vendor"], 1, "yet"),
         (["link", "--party", "1"], 2, "--connect"),
+        (["link", "--link", "fast"], 2, "fast"),
         (["link", "--compare", os.devnull], 9, "no saved result"),
     ],
 )
