@@ -25,6 +25,7 @@ from mpcd.daemon.errors import (
     CertificateChanged,
     ConfigError,
     Conflict,
+    InternalError,
     LinkError,
     MpcdError,
     PeerError,
@@ -354,6 +355,10 @@ class PeerNetwork:
             if isinstance(error, UnknownPeer) and not isinstance(state.error, UnknownPeer):
                 self._spawn(self._knock(state.peer))
             state.error = error
+            return False
+        except Exception as error:  # a bug of ours must not end the dialling
+            self._log.exception("cannot connect", peer=peer)
+            state.error = InternalError(f"{type(error).__name__}: {error}", "the daemon's log has more")
             return False
         if self._states.get(peer) is not state:
             connection.abort()

@@ -52,6 +52,7 @@ class Connection(asyncio.BufferedProtocol):
         self._transport: asyncio.Transport | None = None
         self._ciphertext = memoryview(bytearray(SOCKET_READ))
         self._open = False
+        self._fingerprint = ""
         self._established: asyncio.Future[None] = self._loop.create_future()
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._failure: Exception | None = None
@@ -85,7 +86,7 @@ class Connection(asyncio.BufferedProtocol):
     @property
     def peer_fingerprint(self) -> str:
         """Of the certificate at the other end; '' if it showed none."""
-        return tls.peer_fingerprint(self._tls)
+        return self._fingerprint
 
     @property
     def peer_address(self) -> str:
@@ -248,6 +249,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _on_open(self) -> None:
         self._open = True
+        self._fingerprint = tls.peer_fingerprint(self._tls)  # OpenSSL forgets it when the connection fails
         self._ticked = self._loop.time()
         self._flush()
         if not self._established.done():

@@ -207,3 +207,22 @@ def test_silent_handshake_times_out(run, identities):
         listener.close()
 
     run(main())
+
+
+def test_a_failed_connection_still_says_who_it_was(run, identities, make_identity):
+    """The dialer's handshake ends before the server refuses it; OpenSSL then forgets the server's certificate."""
+    (a, b), stranger = identities, make_identity("stranger")
+
+    async def main():
+        loop = asyncio.get_running_loop()
+        context = tls.server_context(a, [b.certificate])
+        listener = await loop.create_server(lambda: Connection(context, server_side=True), "127.0.0.1", 0)
+        port = listener.sockets[0].getsockname()[1]
+        client = await dial("127.0.0.1", port, tls.client_context(stranger, a.certificate), Timeouts())
+        while client.failure is None:
+            await asyncio.sleep(0.01)
+        listener.close()
+        assert isinstance(client.failure, UnknownPeer)
+        assert client.peer_fingerprint == a.fingerprint
+
+    run(asyncio.wait_for(main(), 10))
