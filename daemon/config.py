@@ -45,8 +45,8 @@ class Paths:
     ) -> Self:
         """Arguments first, then systemd's directories, MPCD_STATE and its kin, then XDG's under the home folder.
 
-        A state folder named as an argument takes its runtime folder along (``run`` inside it), so that several
-        daemons of one user keep apart; the cache may be shared.
+        A state folder named as an argument or by MPCD_STATE takes its runtime folder along (``run`` inside it), so
+        that several daemons of one user keep apart; the cache may be shared.
         """
         env = os.environ if environ is None else environ
         home = Path(env.get("HOME") or Path.home())
@@ -66,7 +66,9 @@ class Paths:
         elif state:
             found_runtime = found_state / "run"
         else:
-            default = xdg("XDG_RUNTIME_DIR", "") if env.get("XDG_RUNTIME_DIR") else found_state / "run"
+            alone = env.get("MPCD_STATE") and not env.get("STATE_DIRECTORY")
+            shared = env.get("XDG_RUNTIME_DIR") and not alone
+            default = xdg("XDG_RUNTIME_DIR", "") if shared else found_state / "run"
             found_runtime = choose("RUNTIME_DIRECTORY", "MPCD_RUNTIME") or default
         found_cache = (
             Path(cache) if cache else choose("CACHE_DIRECTORY", "MPCD_CACHE") or xdg("XDG_CACHE_HOME", ".cache")

@@ -21,6 +21,7 @@ def test_arguments_come_before_systemd_before_own_variables_before_xdg(tmp_path)
     assert str(found.control_socket) == "/run/user/7/mpcd/control.sock"
     del env["STATE_DIRECTORY"], env["MPCD_CACHE"]
     assert str(Paths.find(environ=env).state) == "/own"
+    assert str(Paths.find(environ=env).runtime) == "/own/run", "two daemons of one user keep apart"
     assert str(Paths.find(environ=env).cache) == "/xdg/mpcd"
     given = Paths.find(state=tmp_path / "s", environ=env)
     assert given.state == tmp_path / "s"

@@ -1,0 +1,198 @@
+"""``--json`` of every command against real daemons: exactly these keys, on which scripts depend (docs/control-api.md)."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.system.two_parties import VENDOR, Pair
+
+PEER = {"name", "fingerprint", "address", "added", "connected", "error", "hint"}
+MODEL = {
+    "name", "peer", "commitment", "network_digest", "recipe_digest", "findings", "input_shape", "ring", "operations",
+    "comparisons", "added",
+}  # fmt: skip
+COST = {"offline_bytes", "online_bytes", "disk_bytes", "peer_disk_bytes", "cots", "memory_bytes"}
+ESTIMATE = COST | {"ready", "missing", "images", "seconds", "online_seconds", "disk_free_bytes", "measured"}
+DATASET = {
+    "name", "path", "labels", "commitment", "files", "decodable", "images", "labelled", "findings", "skipped",
+    "unmatched_labels", "joined_by", "ignored_columns", "added",
+}  # fmt: skip
+STOCK = {"peer", "model", "commitment", "ready", "making", "spent", "burnt", "disk_bytes"}
+SESSION = {
+    "id", "role", "peer", "model", "dataset", "reveal", "images", "done", "attempts", "units_ready", "state", "reason",
+    "model_commitment", "dataset_commitment", "network_digest", "recipe_digest", "ring", "software", "peer_software",
+    "created", "approved_by", "started", "finished", "offline", "online",
+}  # fmt: skip
+STATUS = {
+    "version", "protocol_version", "software", "name", "fingerprint", "listen", "state_dir", "started", "threads",
+    "memory_available_bytes", "disk_free_bytes", "kernels", "peers", "units", "sessions", "jobs", "warnings",
+}  # fmt: skip
+REPORT = {
+    "format", "confidence", "method", "session", "images", "findings", "exactness", "largest_logit_difference",
+    "phases", "commitments", "digests", "approvals",
+}  # fmt: skip
+FINDING = {"finding", "n", "positives", "auroc", "interval", "reason", "clear"}
+
+
+def keys(value: dict) -> set[str]:
+    return set(value)
+
+
+@pytest.fixture(scope="module")
+def done(pair: Pair) -> dict:
+    return pair.run("small", "site", 2)
+
+
+def test_identity_and_status(pair: Pair, done: dict) -> None:
+    assert keys(pair.vendor.ctl("id")) == {"name", "fingerprint", "address", "invite"}
+    status = pair.hospital.ctl("status")
+    assert keys(status) == STATUS
+    assert keys(status["kernels"]) == {"ready", "done", "total"}
+    assert keys(status["peers"][0]) == PEER
+    assert keys(status["units"][0]) == STOCK
+
+
+def test_peers(pair: Pair) -> None:
+    invite = pair.vendor.ctl("id")["invite"]
+    added = pair.hospital.ctl("peer", "add", invite, "--address", pair.vendor.address)
+    assert keys(added) == {"peer"}
+    assert keys(added["peer"]) == PEER
+    assert keys(pair.hospital.ctl("peer", "list")) == {"peers"}
+
+
+def test_models(pair: Pair, cohort: Path, tmp_path: Path) -> None:
+    for peer in ((), ("--peer", VENDOR)):
+        party = pair.hospital if peer else pair.vendor
+        listed = party.ctl("model", "list", *peer)
+        assert keys(listed) == {"models"}
+        assert keys(listed["models"][0]) == MODEL
+        shown = party.ctl("model", "show", "small", *peer)
+        assert keys(shown) == {"model", "recipe", "report", "estimate"}
+        assert keys(shown["estimate"]) == COST
+        assert (shown["report"] is None) == bool(peer), "what calibration saw is the vendor's alone"
+        assert keys(shown["model"]["ring"]) == {"activation", "fraction", "wide"}
+    layer = pair.vendor.ctl("model", "show", "small")["report"]["layers"][0]
+    assert any("headroom" in key for key in layer)
+    evaluated = pair.vendor.ctl("model", "evaluate", "small", "--images", cohort / "dicom")
+    assert keys(evaluated) == {"evaluation"}
+    assert {frozenset(v) for v in evaluated["evaluation"].values()} == {frozenset({"float", "integer", "logits"})}
+
+
+def test_add_and_remove(pair: Pair, cohort: Path, small_model: tuple[Path, Path]) -> None:
+    program, recipe = small_model
+    added = pair.vendor.ctl(
+        "model", "add", program, "--name", "other", "--recipe", recipe, "--calibrate", cohort / "dicom",
+        "--labels", cohort / "labels.csv",
+    )  # fmt: skip
+    assert keys(added) == {"model", "report"}
+    assert added["model"]["findings"] == ["Cardiomegaly", "Effusion", "Mass"], "the labels' names, in their order"
+    assert {frozenset(a) for a in added["report"]["auroc"]} == {
+        frozenset({"finding", "n", "positives", "float", "integer", "difference"})
+    }
+    assert keys(pair.vendor.ctl("model", "remove", "other")) == {"model"}
+    data = ("dataset", "add", cohort / "dicom", "--labels", cohort / "labels.csv", "--name", "other")
+    added = pair.hospital.ctl(*data)
+    assert keys(added) == {"dataset"}
+    assert keys(added["dataset"]) == DATASET
+    assert keys(pair.hospital.ctl("dataset", "remove", "other")) == {"dataset"}
+
+
+def test_data_sets(pair: Pair) -> None:
+    listed = pair.hospital.ctl("dataset", "list")
+    assert keys(listed) == {"datasets"}
+    assert keys(listed["datasets"][0]) == DATASET
+    shown = pair.hospital.ctl("dataset", "show", "site")
+    assert keys(shown) == {"dataset", "skipped_files"}
+    assert keys(shown["dataset"]["findings"]["Mass"]) == {"n", "positives"}
+
+
+def test_offline(pair: Pair) -> None:
+    """From either side."""
+    for party in pair.both:
+        peer = VENDOR if party is pair.hospital else "hospital"
+        make = ("offline", "make", "--peer", peer, "--model", "small", "--images", "1")
+        estimated = party.ctl(*make, "--estimate")
+        assert keys(estimated) == {"estimate"}
+        assert keys(estimated["estimate"]) == ESTIMATE
+        made = party.ctl(*make)
+        assert keys(made) == {"estimate", "made", "ready", "seconds", "bytes"}
+        assert made["ready"] == 1
+        status = party.ctl("offline", "status", "--peer", peer)
+        assert keys(status) == {"units", "jobs", "reuse_count"}
+        assert keys(status["units"][0]) == STOCK
+
+
+def test_sessions(pair: Pair, done: dict) -> None:
+    assert keys(done) == SESSION
+    assert keys(done["online"]) == {"seconds", "bytes"}
+    start = ("session", "start", "--peer", VENDOR, "--model", "small", "--dataset", "site")
+    assert keys(pair.hospital.ctl(*start, "--estimate")) == {"estimate"}
+    proposed = pair.hospital.ctl(*start, "--detach")
+    assert keys(proposed) == {"session", "estimate"}
+    assert keys(proposed["estimate"]) == ESTIMATE
+    id = proposed["session"]["id"]
+    for party in pair.both:
+        listed = party.ctl("session", "list")
+        assert keys(listed) == {"sessions"}
+        assert {frozenset(s) for s in listed["sessions"]} == {frozenset(SESSION)}
+        assert keys(party.ctl("session", "show", id)) == {"session"}
+    assert keys(pair.vendor.ctl("deny", id)["session"]) == SESSION
+    id = pair.propose("small", "site", 1)
+    assert keys(pair.vendor.ctl("approve", id)["session"]) == SESSION
+    assert keys(pair.hospital.ctl("session", "watch", id)["session"]) == SESSION
+    id = pair.propose("small", "site", 1)
+    assert keys(pair.hospital.ctl("session", "cancel", id)["session"]) == SESSION
+
+
+def test_report(pair: Pair, done: dict, cohort: Path) -> None:
+    clear = pair.evaluate("small", cohort / "dicom")
+    report = pair.hospital.ctl("report", done["id"], "--clear", clear)
+    assert keys(report) == {"report"}
+    assert keys(report["report"]) == REPORT
+    assert keys(report["report"]["findings"][0]) == FINDING
+    assert keys(report["report"]["digests"]) == {"recipe", "network", "software", "peer_software"}
+
+
+def test_errors(pair: Pair) -> None:
+    """One object on stdout also then; the sentence and the way out on stderr."""
+    process = pair.hospital.mpcctl("dataset", "show", "nowhere", "--json")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 4
+    error = json.loads(out)["error"]
+    assert keys(error) == {"code", "message", "hint", "exit_status"}
+    assert err.splitlines() == [f"mpcctl: {error['message']}", f"    {error['hint']}"]
+
+
+def test_progress_is_not_data(pair: Pair, cohort: Path) -> None:
+    process = pair.vendor.mpcctl("model", "evaluate", "small", "--images", cohort / "dicom", "--json")
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0
+    json.loads(out)
+    assert "evaluate" in err
+
+
+def test_for_people(pair: Pair, done: dict, cohort: Path) -> None:
+    """Every command that shows something also shows it without --json."""
+    for party, words, shown in (
+        (pair.vendor, ("id",), "Invite"),
+        (pair.hospital, ("status",), "nothing is wrong"),
+        (pair.hospital, ("peer", "list"), VENDOR),
+        (pair.vendor, ("model", "list"), "small"),
+        (pair.vendor, ("model", "show", "small"), "headroom"),
+        (pair.hospital, ("model", "show", "small", "--peer", VENDOR), "an image costs"),
+        (pair.hospital, ("dataset", "list"), "site"),
+        (pair.hospital, ("dataset", "show", "site"), "Effusion"),
+        (pair.hospital, ("offline", "status"), "used twice: 0"),
+        (pair.hospital, ("session", "list"), done["id"][:12]),
+        (pair.hospital, ("session", "show", done["id"]), done["model_commitment"]),
+        (pair.hospital, ("report", done["id"]), "AUROC"),
+        (pair.vendor, ("model", "evaluate", "small", "--images", str(cohort / "dicom")), ""),
+    ):
+        process = party.mpcctl(*words)
+        out, err = process.communicate(timeout=120)
+        assert process.returncode == 0, err
+        assert shown in out, words
+        assert not out.startswith("{")
