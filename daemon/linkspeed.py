@@ -1,39 +1,62 @@
 """How fast the link to a peer is, and which OT extension that speaks for.
 
-A COT costs computing at both parties and bytes between them, the one hidden behind the other: its time is the greater
-of the two. ``choose`` takes the extension for which that is least.
+A COT costs computing at both parties, bytes between them, and with a silent extension a share of a round trip, each
+hidden behind the others: its time is the greatest of the three. ``choose`` takes the extension for which that is least.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from typing import Any
 
 from mpcd.daemon.context import Context
 from mpcd.daemon.errors import ProtocolViolation
+from mpcd.protocol.ot import ferret
 from mpcd.protocol.ot.correlate import EXTENSIONS, Extension
 
 PROBE = 768 * 1024  # bytes in one call, which has at most 1 MiB
 PROBES = 4
 FRESH = 600.0  # seconds that a measurement holds
 
-# Nanoseconds of one core a COT, and bytes a COT over the link: measured by `mpcctl bench ot` (docs/performance.md).
-COSTS: dict[Extension, tuple[float, float]] = {
-    "iknp": (9.0, 16.0),
-    "softspoken2": (10.0, 7.875),
-    "softspoken4": (11.0, 3.875),
-    "softspoken8": (27.0, 1.875),
-    "silent": (35.0, 0.172),
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Speed:
+    """Of one link: bytes a second towards the peer, and seconds for a call and its answer."""
+
+    bytes_per_second: float
+    round_trip: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Cost:
+    """A COT's nanoseconds of one core, its bytes, and how many are made in a round trip (0: any number)."""
+
+    nanoseconds: float
+    bytes: float
+    per_round_trip: int = 0
+
+
+# Measured by `mpcctl bench ot` (docs/performance.md).
+COSTS: dict[Extension, Cost] = {
+    "iknp": Cost(9.0, 16.0),
+    "softspoken2": Cost(10.0, 7.875),
+    "softspoken4": Cost(11.0, 3.875),
+    "softspoken8": Cost(27.0, 1.875),
+    "silent": Cost(11.0, 0.172, ferret.SETS["2^16"].fresh),
+    "silent17": Cost(17.0, 0.092, ferret.SETS["2^17"].fresh),
+    "silent18": Cost(23.5, 0.050, ferret.SETS["2^18"].fresh),
 }
 PER_BYTE = 1.5  # nanoseconds of TLS and copying a byte at the slower end, not hidden behind computing
 
 
-def choose(bytes_per_second: float) -> Extension:
+def choose(speed: Speed) -> Extension:
     """The extension with the least time a COT on such a link."""
 
     def nanoseconds(extension: Extension) -> float:
-        compute, size = COSTS[extension]
-        return max(compute + size * PER_BYTE, size * 1e9 / bytes_per_second)
+        cost = COSTS[extension]
+        waiting = speed.round_trip * 1e9 / cost.per_round_trip if cost.per_round_trip else 0.0
+        return max(cost.nanoseconds + cost.bytes * PER_BYTE, cost.bytes * 1e9 / speed.bytes_per_second, waiting)
 
     return min(COSTS, key=nanoseconds)
 
@@ -43,7 +66,7 @@ class LinkSpeed:
 
     def __init__(self, context: Context) -> None:
         self._context = context
-        self._measured: dict[str, tuple[float, float]] = {}
+        self._measured: dict[str, tuple[Speed, float]] = {}
         self.handlers = {"link.probe": self._serve_probe}
 
     async def extension(self, peer: str) -> Extension:
@@ -53,19 +76,19 @@ class LinkSpeed:
             return configured
         return choose(await self.measure(peer))
 
-    async def measure(self, peer: str) -> float:
-        """Bytes a second towards the peer, over the control link; kept for a while."""
-        speed, when = self._measured.get(peer, (0.0, -FRESH))
-        if time.monotonic() - when > FRESH:
-            speed = await self._measure(peer)
-            self._measured[peer] = (speed, time.monotonic())
-        return speed
+    async def measure(self, peer: str) -> Speed:
+        """Over the control link; kept for a while."""
+        known = self._measured.get(peer)
+        if known is None or time.monotonic() - known[1] > FRESH:
+            known = (await self._measure(peer), time.monotonic())
+            self._measured[peer] = known
+        return known[0]
 
-    async def _measure(self, peer: str) -> float:
+    async def _measure(self, peer: str) -> Speed:
         round_trip = min([await self._probe(peer, b"") for _ in range(3)])
         # TCP widens its window from call to call, so the fastest one counts.
         fastest = min([await self._probe(peer, bytes(PROBE)) for _ in range(PROBES)])
-        return PROBE / max(fastest - round_trip, 1e-4)
+        return Speed(PROBE / max(fastest - round_trip, 1e-4), round_trip)
 
     async def _probe(self, peer: str, data: bytes) -> float:
         began = time.perf_counter()
