@@ -18,7 +18,8 @@ p C / 2^128, and shares that work over all sessions that use the same key (Guo, 
 Concrete Security for Half-Gates Garbling", CRYPTO 2020, eprint 2019/1168). Their remedy, taken here: many
 keys. Every chunk of at most 2^16 rows has its own, SHA-256 of a label, the session key (fresh from the base OTs of
 every set-up), the direction and the chunk's first tweak. So C is at most 2^17 however many OTs are made, and no work
-serves two sessions. Furthermore the attack reads all 128 bits of a hash value, and of ours at most 64 are ever used.
+serves two sessions. What is proven then: probability at most about p 2^17 / 2^128. That at most 64 bits of a value
+are used may make the attack dearer; no bound is claimed from it.
 """
 
 from __future__ import annotations
