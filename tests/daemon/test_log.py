@@ -62,3 +62,20 @@ def test_levels(capsys):
     log.get("test").warning("loud")
     assert "quiet" not in (err := capsys.readouterr().err)
     assert "loud" in err
+
+
+def test_a_logger_that_was_asked_for_early_follows_the_configuration(capsys):
+    early = log.get("early")
+    log.configure(as_json=True)
+
+    def fails():
+        hidden = "x" * 3 + "-local"
+        raise RuntimeError("visible" if hidden else "")
+
+    try:
+        fails()
+    except RuntimeError:
+        early.exception("failed")
+    entry = json.loads(capsys.readouterr().err)
+    assert (entry["event"], entry["part"]) == ("failed", "early")
+    assert "xxx-local" not in entry["exception"]
