@@ -24,6 +24,8 @@ from pathlib import Path
 
 from mpcd.daemon.errors import InternalError, NotEnough
 
+# REPLACE deletes the row in its way without firing its delete triggers (unless a connection sets recursive_triggers):
+# hence the triggers that look for such a row before.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS unit (
     id       BLOB PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
@@ -58,6 +60,13 @@ CREATE TRIGGER IF NOT EXISTS unit_begins BEFORE INSERT ON unit BEGIN
     SELECT RAISE(ABORT, 'a unit of this id was there before')
         WHERE EXISTS (SELECT 1 FROM step WHERE unit = NEW.id);
 END;
+CREATE TRIGGER IF NOT EXISTS unit_replaces_none BEFORE INSERT ON unit BEGIN
+    SELECT RAISE(ABORT, 'a unit takes no other''s place')
+        WHERE EXISTS (SELECT 1 FROM unit WHERE rowid = NEW.rowid OR id = NEW.id);
+END;
+CREATE TRIGGER IF NOT EXISTS unit_keeps_its_place BEFORE UPDATE ON unit WHEN NEW.rowid <> OLD.rowid BEGIN
+    SELECT RAISE(ABORT, 'a unit takes no other''s place');
+END;
 CREATE TRIGGER IF NOT EXISTS unit_begun AFTER INSERT ON unit BEGIN
     INSERT INTO step (unit, step, at) VALUES (NEW.id, NEW.state, NEW.changed);
 END;
@@ -85,6 +94,9 @@ CREATE TRIGGER IF NOT EXISTS unit_opens_once BEFORE UPDATE OF opened ON unit BEG
 END;
 CREATE TRIGGER IF NOT EXISTS unit_opened AFTER UPDATE OF opened ON unit BEGIN
     INSERT INTO step (unit, step, at) VALUES (NEW.id, 'opened', NEW.changed);
+END;
+CREATE TRIGGER IF NOT EXISTS step_replaces_none BEFORE INSERT ON step BEGIN
+    SELECT RAISE(ABORT, 'history stays') WHERE EXISTS (SELECT 1 FROM step WHERE number = NEW.number);
 END;
 CREATE TRIGGER IF NOT EXISTS step_stays BEFORE DELETE ON step BEGIN
     SELECT RAISE(ABORT, 'history stays');

@@ -137,6 +137,15 @@ ATTACKS = [
     "INSERT OR REPLACE INTO unit SELECT id, 'p', 'm', 'n', x'', 'ready', NULL, NULL, 0, 0, '', 0, 0 FROM unit",
     "INSERT INTO unit VALUES (randomblob(16), 'p', 'm', 'n', x'', 'ready', NULL, NULL, 0, 0, '', 0, 0)",
     "INSERT INTO unit VALUES (randomblob(15), 'p', 'm', 'n', x'', 'making', NULL, NULL, 0, 0, '', 0, 0)",
+    "INSERT OR REPLACE INTO unit (rowid, id, peer, model, network, batch, state, created, changed) "
+    "SELECT rowid, randomblob(16), 'p', 'm', 'n', x'', 'making', 1, 1 FROM unit LIMIT 1",
+    "REPLACE INTO unit (rowid, id, peer, model, network, batch, state, created, changed) "
+    "SELECT 999, id, 'p', 'm', 'n', x'', 'making', 1, 1 FROM unit LIMIT 1",
+    "UPDATE OR REPLACE unit SET rowid = 999",
+    "UPDATE OR REPLACE unit SET rowid = (SELECT max(rowid) FROM unit)",
+    "UPDATE OR REPLACE unit SET state = 'ready', session = NULL, image = NULL",
+    "INSERT OR REPLACE INTO step (number, unit, step, at) SELECT number, x'00', 'making', at FROM step LIMIT 1",
+    "INSERT OR REPLACE INTO step SELECT number, unit, 'making', at FROM step ORDER BY number DESC LIMIT 1",
     "DELETE FROM step",
     "UPDATE step SET step = 'burnt'",
 ]
@@ -146,16 +155,18 @@ ATTACKS = [
 @pytest.mark.parametrize("end", ["spent", "burnt"])
 def test_the_schema_itself_refuses(ledger, tmp_path, attack, end):
     make(ledger, 1)
+    ledger.begin(STOCK, b"b" * 16, [unit(2)])
     if end == "spent":
         ledger.spend(unit(1), "s", 0).open()
     else:
         ledger.burn([unit(1)], "why")
     stranger = sqlite3.connect(tmp_path / "ledger.sqlite")
-    before = list(stranger.execute("SELECT * FROM unit"))
+    stranger.execute("PRAGMA recursive_triggers = OFF")
+    before = list(stranger.execute("SELECT rowid, * FROM unit")), list(stranger.execute("SELECT * FROM step"))
     with pytest.raises(sqlite3.IntegrityError):
         stranger.execute(attack)
     stranger.rollback()
-    assert list(stranger.execute("SELECT * FROM unit")) == before
+    assert (list(stranger.execute("SELECT rowid, * FROM unit")), list(stranger.execute("SELECT * FROM step"))) == before
     stranger.close()
     assert ledger.reuse_count() == 0
 
