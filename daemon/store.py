@@ -3,7 +3,9 @@
 ``units/<id>/matrix.bin`` holds the matrix triples in the plan's order, ``units/<id>/pads.bin`` everything that came
 from oblivious transfer. A file is a header (magic, unit id; matrix.bin: this party's 16-byte mask seed) and sections:
 
-    u32 length of the need | need (msgpack) | payload, whole 8-byte words | u32 CRC-32 of the payload
+    u32 length of the need | need (msgpack) | payload, whole 8-byte words | 8 bytes of the payload's SHA-256
+
+The checksum finds damage, not malice. It is SHA-256 because that looks nothing up by the pads' bits, as CRC-32 does.
 
 Payload of n entries, each part packed to its own width and padded to 8 bytes:
 
@@ -21,12 +23,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
+import hashlib
 import math
 import os
 import shutil
 import struct
 import threading
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -58,9 +60,10 @@ from mpcd.protocol.correlations import (
 
 Words = npt.NDArray[np.uint64]
 
-_MAGIC = b"mpcdunit"
+_MAGIC = b"mpcdunt2"
 _HEADER = struct.Struct("<8s16s16s")
 _LENGTH = struct.Struct("<I")
+_CHECKSUM = 8
 _CHUNK = 1 << 20  # entries packed at a time; a multiple of 64, so that chunks end on a word
 FILES = ("matrix.bin", "pads.bin")
 
@@ -130,13 +133,13 @@ class UnitWriter:
             with _naming_full_disk(self._folder):
                 described = _describe(need)
                 file.write(_LENGTH.pack(len(described)) + described)
-                crc = 0
+                checksum = hashlib.sha256()
                 for words in _encode(need, correlation, self._party):
                     data = words.view(np.uint8).data
-                    crc = zlib.crc32(data, crc)
+                    checksum.update(data)
                     file.write(data)
                     self.bytes_written += len(data)
-                file.write(_LENGTH.pack(crc))
+                file.write(checksum.digest()[:_CHECKSUM])
             self._next += 1
 
     def finish(self) -> None:
@@ -201,10 +204,10 @@ class UnitReader:
             if stored != _describe(need):
                 raise CorrelationError(f"{need} was asked for, the unit has {msgpack.unpackb(stored)}")
             parts = [np.frombuffer(_exactly(file, 8 * size), np.uint64) for size in _part_words(need, self._party)]
-            crc = 0
+            checksum = hashlib.sha256()
             for part in parts:
-                crc = zlib.crc32(part.view(np.uint8).data, crc)
-            if _LENGTH.unpack(_exactly(file, _LENGTH.size))[0] != crc:
+                checksum.update(part.view(np.uint8).data)
+            if _exactly(file, _CHECKSUM) != checksum.digest()[:_CHECKSUM]:
                 raise CorrelationError(f"{need}: the unit's file is damaged")
         return self._decode(need, parts)
 
