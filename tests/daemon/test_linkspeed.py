@@ -11,7 +11,7 @@ def test_slow_links_get_few_bytes() -> None:
 
 
 def test_long_round_trips_get_large_iterations() -> None:
-    sizes = [COSTS[choose(Speed(12.5e6, rtt))].per_round_trip for rtt in (0.0001, 0.01, 0.04, 0.2, 1.0)]
+    sizes = [COSTS[choose(Speed(12.5e6, rtt))].per_round_trip for rtt in (0.0001, 0.01, 0.04, 0.2)]
     assert sizes == sorted(sizes)
     assert sizes[-1] > sizes[0]
 
