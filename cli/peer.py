@@ -44,6 +44,9 @@ def list_peers(session: output.Session) -> None:
             ],
             "no peers; `mpcctl peer add INVITE` adds one",
         )
+        for p in result["peers"]:
+            if p["error"]:
+                click.echo(f"{p['name']}: {p['error']}" + (f"\n    {p['hint']}" if p["hint"] else ""))
 
     session.show(session.call("peer.list"), render)
 

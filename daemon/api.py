@@ -121,6 +121,8 @@ class Api:
             approval.load(context.policy_file)
         except ConfigError as error:
             found.append(f"the policy is not used, nothing is approved unasked: {error}")
+        states = [(peer.name, context.net.status(peer.name)) for peer in context.peers.list()]
+        found += [f"{name} is not connected: {state.error}" for name, state in states if state.error]
         if reused := await aside(context.ledger.reuse_count):
             found.append(f"{reused} units were used twice: stop using this daemon and tell its makers")
         return found
@@ -178,9 +180,10 @@ class Api:
         params.end()
         library = self._context.library
         library.free_model_name(name)
-        task["out"] = str(library.scratch_folder())
-        made = await worker.run(task, job, self._context.threads)
-        model = await aside(library.add_model, name, Path(task["out"]))
+        with library.scratch() as scratch:
+            task["out"] = str(scratch)
+            made = await worker.run(task, job, self._context.threads)
+            model = await aside(library.add_model, name, scratch)
         return {"model": model.describe(), "report": made}
 
     async def _model_list(self, params: Params, job: Job) -> Result:
@@ -238,10 +241,11 @@ class Api:
         params.end()
         library = self._context.library
         library.free_dataset_name(name)
-        index = library.scratch_folder() / "index.json"
-        task = {"task": "scan", "path": str(path), "labels": str(labels), "out": str(index)}
-        await worker.run(task, job, self._context.threads)
-        await aside(library.add_dataset, name, index)
+        with library.scratch() as scratch:
+            index = scratch / "index.json"
+            task = {"task": "scan", "path": str(path), "labels": str(labels), "out": str(index)}
+            await worker.run(task, job, self._context.threads)
+            await aside(library.add_dataset, name, index)
         return {"dataset": await aside(library.describe_dataset, name)}
 
     async def _dataset_list(self, params: Params, job: Job) -> Result:

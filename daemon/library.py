@@ -6,12 +6,14 @@ weights, would let the other side confirm a guess. The salt is drawn when the th
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +142,15 @@ class Library:
         folder = self._scratch / os.urandom(8).hex()
         folder.mkdir(mode=0o700)
         return folder
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A scratch folder for the time of this context: what ``add_*`` has not taken goes."""
+        folder = self.scratch_folder()
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
     def add_model(self, name: str, scratch: Path) -> Model:
         """Take the artifact (daemon/model/artifact.py) that a worker left in ``scratch``."""
