@@ -1,4 +1,4 @@
-"""``--json`` of every command against real daemons: exactly these keys, on which scripts depend (docs/control-api.md)."""
+"""``--json`` of every command against real daemons: exactly these keys, as in docs/control-api.md."""
 
 from __future__ import annotations
 

@@ -1,0 +1,100 @@
+"""The units: systemd itself reads them, and what they say fits the daemon."""
+
+from __future__ import annotations
+
+import configparser
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mpcd.daemon.config import Paths
+
+UNITS = Path(__file__).parent.parent / "systemd"
+NAMES = ("mpcd.service", "mpcd-offline.service", "mpcd-offline.timer")
+
+
+def parse(name: str) -> configparser.ConfigParser:
+    """Keys that occur twice in a unit would be an error here; ours have none."""
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read_string(
+        "\n".join(line for line in (UNITS / name).read_text().splitlines() if "Environment=" not in line)
+    )
+    return parser
+
+
+def test_these_units() -> None:
+    assert {file.name for file in UNITS.iterdir()} == set(NAMES)
+
+
+@pytest.fixture
+def installed(tmp_path: Path) -> Path:
+    """The units with programs that exist on this machine."""
+    program = shutil.which("true")
+    assert program is not None
+    for name in NAMES:
+        text = (UNITS / name).read_text()
+        for binary in ("/opt/mpcd/bin/mpcd", "/opt/mpcd/bin/mpcctl"):
+            text = text.replace(f"ExecStart={binary} ", f"ExecStart={program} ")
+            text = text.replace(f"ExecStart={binary}\n", f"ExecStart={program}\n")
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+def verify(*files: Path) -> subprocess.CompletedProcess[str]:
+    if shutil.which("systemd-analyze") is None:
+        pytest.skip("systemd-analyze is not installed")
+    return subprocess.run(
+        ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *map(str, files)],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+
+
+def test_systemd_accepts_them(installed: Path) -> None:
+    done = verify(*(installed / name for name in NAMES))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_wrong_key_would_be_seen(installed: Path) -> None:
+    unit = installed / "mpcd.service"
+    unit.write_text(unit.read_text().replace("Type=notify", "Typo=notify"))
+    assert "Typo" in verify(unit).stderr
+
+
+def test_the_daemon_s_unit() -> None:
+    service = parse("mpcd.service")["Service"]
+    assert service["Type"] == "notify", "the daemon says when it is ready (daemon/notify.py)"
+    assert service["User"] == "mpcd"
+    for directory in ("StateDirectory", "RuntimeDirectory", "CacheDirectory"):
+        assert service[directory] == "mpcd"
+    assert service["StateDirectoryMode"] == "0700"
+    assert service["UMask"] == "0077"
+    assert service["Restart"] == "on-failure"
+    assert service["LimitCORE"] == "0"
+    assert "Environment=NUMBA_CACHE_DIR=%C/mpcd/numba" in (UNITS / "mpcd.service").read_text()
+    cache = Paths.find(environ={"HOME": "/", "CACHE_DIRECTORY": "/var/cache/mpcd"}).cache
+    assert str(cache / "numba") == "/var/cache/mpcd/numba", "what %C/mpcd/numba is"
+    assert "MemoryDenyWriteExecute" not in service, "Numba compiles at run time"
+
+
+def test_the_night_s_units() -> None:
+    service = parse("mpcd-offline.service")
+    assert service["Service"]["Type"] == "oneshot"
+    assert service["Service"]["User"] == "mpcd"
+    assert service["Unit"]["Requires"] == "mpcd.service"
+    assert service["Service"]["TimeoutStartSec"] == "infinity"
+    words = service["Service"]["ExecStart"].split()
+    assert words[0] == "/opt/mpcd/bin/mpcctl"
+    values = {"${MPCD_PEER}": "vendor", "${MPCD_MODEL}": "chexnet", "${MPCD_IMAGES}": "100"}
+    command = [values.get(word, word) for word in words[1:]]
+    # mpcctl understands it: the daemon is what is missing, not an option.
+    mpcctl = Path(sys.executable).parent / "mpcctl"
+    done = subprocess.run([mpcctl, *command, "--socket", "/nonexistent"], capture_output=True, timeout=60, check=False)
+    assert done.returncode == 3
+    timer = parse("mpcd-offline.timer")
+    assert timer["Timer"]["OnCalendar"]
+    assert timer["Timer"]["Persistent"] == "yes"
+    assert timer["Install"]["WantedBy"] == "timers.target"
