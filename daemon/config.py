@@ -143,6 +143,7 @@ class Limits:
     """What one daemon spends at most."""
 
     unauthenticated: int = _number(32, 1, 1024)  # connections that have not yet shown who they are
+    unauthenticated_per_address: int = _number(8, 1, 1024)  # of these, from one address: a scanner is not everybody
     channels_per_peer: int = _number(16, 1, 256)  # data connections, waiting ones included
     calls_per_peer: int = _number(64, 1, 1024)  # a peer's calls at work at the same time
     threads: int = _number(0, 0, 1024)  # for kernels; 0: as many as there are processors

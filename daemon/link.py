@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import dataclasses
 import inspect
+import ipaddress
 import os
 import random
 import ssl
@@ -136,7 +137,7 @@ class PeerNetwork:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
         self._server_context: ssl.SSLContext | None = None
-        self._unauthenticated = 0
+        self._unauthenticated: dict[Connection, str] = {}  # and where from, as soon as that is known
         self._strangers: deque[Stranger] = deque(maxlen=STRANGERS)
         self._stranger_logged = float("-inf")
         self._unwatch: Callable[[], None] | None = None
@@ -493,16 +494,27 @@ class PeerNetwork:
     # Accepting.
 
     def _accept(self) -> asyncio.BaseProtocol:
-        if self._unauthenticated >= self._config.limits.unauthenticated:
+        if len(self._unauthenticated) >= self._config.limits.unauthenticated:
             self._about_stranger("too many connections are waiting to show who they are; one was dropped")
             return _Dropped()
         if self._server_context is None:
             trusted = [peer.certificate for peer in self._peers.list()]
             self._server_context = tls.server_context(self._identity, trusted)
-        connection = Connection(self._server_context, server_side=True, timeouts=self._config.timeouts)
-        self._unauthenticated += 1
+        connection = Connection(
+            self._server_context, server_side=True, timeouts=self._config.timeouts, admit=self._admit
+        )
+        self._unauthenticated[connection] = ""
         self._spawn(self._serve(connection))
         return connection
+
+    def _admit(self, connection: Connection) -> bool:
+        """Whether this address has not taken its part of the places for connections that show who they are."""
+        origin = _origin(connection.peer_address)
+        if list(self._unauthenticated.values()).count(origin) >= self._config.limits.unauthenticated_per_address:
+            self._about_stranger("too many connections from one address; one was dropped", address=origin)
+            return False
+        self._unauthenticated[connection] = origin
+        return True
 
     def _about_stranger(self, event: str, **details: Any) -> None:
         """Log, but do not let strangers fill the log."""
@@ -518,7 +530,7 @@ class PeerNetwork:
                 async with asyncio.timeout(self._config.timeouts.handshake):
                     peer, theirs = await self._greet(connection)
             finally:
-                self._unauthenticated -= 1
+                del self._unauthenticated[connection]
         except TimeoutError:
             self._about_stranger("a connection did not show who it is in time", address=connection.peer_address)
             connection.abort()
@@ -662,6 +674,17 @@ class PeerNetwork:
             arrived.abort()
             raise
         return True
+
+
+def _origin(address: str) -> str:
+    """What counts as one address: an IPv4 address, or the /64 that one IPv6 customer has at least."""
+    host = address.rpartition(":")[0]
+    with contextlib.suppress(ValueError):
+        found = ipaddress.ip_address(host.partition("%")[0])
+        if isinstance(found, ipaddress.IPv6Address):
+            mapped = found.ipv4_mapped
+            return str(mapped or ipaddress.ip_network((int(found) >> 64 << 64, 64)))
+    return host
 
 
 def _discard(task: asyncio.Task[tuple[Connection, Hello]]) -> None:

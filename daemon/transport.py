@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import ssl
 import struct
+from collections.abc import Callable
 from typing import cast
 
 import numpy as np
@@ -43,7 +44,16 @@ class Connection(asyncio.BufferedProtocol):
     dropped, and every later call raises the same error.
     """
 
-    def __init__(self, context: ssl.SSLContext, *, server_side: bool, timeouts: Timeouts | None = None) -> None:
+    def __init__(
+        self,
+        context: ssl.SSLContext,
+        *,
+        server_side: bool,
+        timeouts: Timeouts | None = None,
+        admit: Callable[[Connection], bool] | None = None,
+    ) -> None:
+        """``admit`` is asked as soon as ``peer_address`` is known; False drops the connection unheard."""
+        self._admit = admit
         self._loop = asyncio.get_running_loop()
         self._timeouts = timeouts or Timeouts()
         self._incoming = ssl.MemoryBIO()
@@ -188,6 +198,9 @@ class Connection(asyncio.BufferedProtocol):
         # uvloop's transports are no subclass of asyncio's.
         self._transport = cast(asyncio.Transport, transport)
         self._transport.set_write_buffer_limits(WRITE_HIGH, WRITE_LOW)
+        if self._admit is not None and not self._admit(self):
+            self._fail(LinkError("too many connections from this address are waiting to show who they are"))
+            return
         self._pump()
 
     def get_buffer(self, sizehint: int) -> memoryview:
