@@ -75,6 +75,7 @@ class Link:
         self._numbers = itertools.count()
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._fewer = asyncio.Event()
         self._log = log.get("rpc").bind(peer=peer)
 
     async def call(self, method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
@@ -98,6 +99,12 @@ class Link:
         reason: Exception
         try:
             while True:
+                # As many refusals may wait to be sent as calls are at work; a peer that reads none of them is not read.
+                while len(self._tasks) >= 2 * self._most_calls:
+                    if self.connection.failure is not None:
+                        raise self.connection.failure
+                    self._fewer.clear()
+                    await self._fewer.wait()
                 header, payload = await self.connection.recv_frame(MAX_MESSAGE)
                 self._take(header, payload)
         except MpcdError as error:
@@ -132,7 +139,7 @@ class Link:
         if kind == CALL and len(rest) == 2 and isinstance(rest[0], str) and isinstance(rest[1], dict):
             task = asyncio.create_task(self._answer(number, rest[0], rest[1], len(self._tasks) >= self._most_calls))
             self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(self._ended)
         elif kind in (RESULT, ERROR) and len(rest) == 1:
             future = self._pending.get(number)
             if future is None or future.done():
@@ -145,6 +152,10 @@ class Link:
                 raise ProtocolViolation(f"{self.peer} sent an answer that is no map")
         else:
             raise ProtocolViolation(f"{self.peer} sent a control message of an unknown kind")
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._fewer.set()
 
     async def _answer(self, number: int, method: str, params: dict[str, Any], busy: bool) -> None:
         reply: list[Any]

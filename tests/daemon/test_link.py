@@ -11,6 +11,7 @@ import pytest
 import structlog
 
 from mpcd.daemon import greeting, rpc, tls
+from mpcd.daemon import link as link_module
 from mpcd.daemon.config import Config
 from mpcd.daemon.errors import (
     BadInput,
@@ -274,6 +275,46 @@ def test_too_many_calls_at_once_are_turned_away(run, identities, tmp_path):
     run(main())
 
 
+def test_a_flood_of_calls_is_not_read(run, identities, tmp_path):
+    a, b = identities
+    gate = asyncio.Event()
+    held = asyncio.Event()
+
+    async def wait(peer, params):
+        await gate.wait()
+        return {}
+
+    one = Side(a, "alpha", tmp_path)
+    two = Side(b, "beta", tmp_path, handlers={"wait": wait}, limits={"calls_per_peer": 3})
+    meet(one, two, "a")
+
+    async def main():
+        async with up(one, two):
+            await linked(one, two)
+            link = two.net._states["alpha"].link
+            send, most = link._send, 0
+
+            async def slowly(message):  # as to a peer that does not read
+                nonlocal most
+                most = max(most, len(link._tasks))
+                await held.wait()
+                await send(message)
+
+            link._send = slowly
+            calls = [asyncio.create_task(one.net.call("beta", "wait", {})) for _ in range(200)]
+            await until(lambda: len(link._tasks) == 6)
+            await asyncio.sleep(0.2)
+            assert len(link._tasks) == 6
+            held.set()
+            await until(lambda: sum(call.done() for call in calls) == 197)
+            assert most <= 6
+            gate.set()
+            results = await asyncio.gather(*calls, return_exceptions=True)
+            assert [getattr(result, "code", result) for result in results] == [{}] * 3 + ["busy"] * 197
+
+    run(main())
+
+
 def test_not_connected_says_why(run, sides):
     a, b = sides
     a.knows(b)
@@ -459,6 +500,48 @@ def test_removed_peer_loses_its_links_and_is_refused(run, sides):
     run(main())
 
 
+def test_one_address_cannot_take_every_place(run, identities, tmp_path):
+    a, b = identities
+    one = Side(
+        a,
+        "alpha",
+        tmp_path,
+        limits={"unauthenticated": 8, "unauthenticated_per_address": 3},
+        timeouts={**QUICK, "handshake": 30.0},
+    )
+    two = Side(b, "beta", tmp_path)
+    one.knows(two, "")
+    two.knows(one)
+
+    async def main():
+        async with up(one):
+            scanner = [
+                await asyncio.open_connection("127.0.0.1", one.port, local_addr=("127.0.0.9", 0)) for _ in range(20)
+            ]
+            await until(lambda: sorted(one.net._unauthenticated.values()) == ["127.0.0.9"] * 3)
+            async with up(two):
+                await linked(one, two)
+            assert sorted(one.net._unauthenticated.values()) == ["127.0.0.9"] * 3
+            for _, writer in scanner:
+                writer.close()
+
+    run(main())
+
+
+@pytest.mark.parametrize(
+    ("address", "origin"),
+    [
+        ("192.0.2.7:5", "192.0.2.7"),
+        ("2001:db8:1:2:3:4:5:6:443", "2001:db8:1:2::/64"),
+        ("::ffff:192.0.2.7:5", "192.0.2.7"),
+        ("fe80::1%eth0:5", "fe80::/64"),
+        ("unknown address", ""),
+    ],
+)
+def test_what_counts_as_one_address(address, origin):
+    assert link_module._origin(address) == origin
+
+
 def test_strangers_cannot_use_up_the_daemon(run, identities, tmp_path):
     a, b = identities
     one = Side(a, "alpha", tmp_path, limits={"unauthenticated": 4}, timeouts={**QUICK, "handshake": 0.5})
@@ -473,7 +556,7 @@ def test_strangers_cannot_use_up_the_daemon(run, identities, tmp_path):
                 with contextlib.suppress(OSError):
                     assert await asyncio.wait_for(reader.read(), 3) == b""
                 writer.close()
-            assert one.net._unauthenticated == 0
+            assert not one.net._unauthenticated
             async with up(two):
                 await linked(one, two)
 
