@@ -14,7 +14,7 @@ from typing import Any
 
 from mpcd.daemon.catalogue import is_digest
 from mpcd.daemon.context import Context, aside
-from mpcd.daemon.errors import ProtocolViolation
+from mpcd.daemon.errors import NotFound, ProtocolViolation
 from mpcd.daemon.ledger import Stock
 from mpcd.daemon.library import Model
 
@@ -55,10 +55,16 @@ class Agreement:
         if not is_digest(model) or not is_digest(network):
             raise ProtocolViolation("units.sync names no model")
         theirs = set(unit_ids(params.get("ready")))
+        if str(model) not in await aside(self._own_models):
+            # Only the model owner follows the other's list: were it the data owner, a vendor could burn all its units.
+            raise NotFound("this daemon has no model of that commitment")
         stock = Stock(self._context.peers.get(peer).fingerprint, str(model), str(network))
         ready = await aside(self._context.ledger.ready_units, stock)
         await self._burn([unit for unit in ready if unit not in theirs])
         return {"ready": [unit for unit in ready if unit in theirs]}
+
+    def _own_models(self) -> set[str]:
+        return {model.commitment for model in self._context.library.models()}
 
     async def _burn(self, units: list[bytes]) -> None:
         if units:

@@ -68,6 +68,22 @@ def test_makes_what_is_missing(run, tmp_path):
     run(main())
 
 
+def test_a_vendor_cannot_burn_the_data_owners_units(run, tmp_path):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            _, theirs = clients(vendor, hospital)
+            await theirs.call("offline.make", peer=VENDOR, model=MODEL, images=2)
+            model = vendor.context.library.model(MODEL)
+            call = {"model": model.commitment, "network": model.network.digest, "ready": []}
+            with pytest.raises(PeerError) as refused:
+                await vendor.net.call(HOSPITAL, "units.sync", call)
+            assert refused.value.code == "not_found"
+            assert len(ready(hospital)) == 2
+            assert len(await agreed(vendor, hospital)) == 2
+
+    run(main())
+
+
 def test_batches(run, tmp_path, monkeypatch):
     monkeypatch.setattr(offline_module, "BATCH", 2)
 
