@@ -17,13 +17,24 @@ from pathlib import Path
 from typing import Any, Self
 
 from mpcd.daemon.errors import ConfigError
-from mpcd.protocol.ot.correlate import EXTENSIONS
 
 DEFAULT_PORT = 7443
 SYSTEM_CONFIG = Path("/etc/mpcd/mpcd.toml")
 FILE_NAME = "mpcd.toml"
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 NAME_RULE = "1 to 63 of a-z, 0-9, '.', '_', '-', beginning and ending with a letter or digit"
+# protocol/ot/correlate.py's, which this module must not import: numpy, numba and BLAS read their environment when they
+# are first imported, and main.py sets it after it has read the configuration.
+EXTENSIONS = (
+    "iknp",
+    "softspoken2",
+    "softspoken4",
+    "softspoken8",
+    "silent",
+    "silent17",
+    "silent18",
+    "silent19",
+)
 MAX_SOCKET_PATH = 107  # sun_path of Linux, without its final zero
 
 

@@ -1,9 +1,12 @@
 import socket
+import subprocess
+import sys
 
 import pytest
 
-from mpcd.daemon.config import NAME, Config, Paths, join_address, split_address
+from mpcd.daemon.config import EXTENSIONS, NAME, Config, Paths, join_address, split_address
 from mpcd.daemon.errors import ConfigError
+from mpcd.protocol.ot import correlate
 
 
 def test_arguments_come_before_systemd_before_own_variables_before_xdg(tmp_path):
@@ -116,3 +119,14 @@ def test_addresses(text, host, port):
 def test_not_addresses(text):
     with pytest.raises(ValueError, match="not an address"):
         split_address(text)
+
+
+def test_the_extensions_are_those_that_there_are():
+    assert correlate.EXTENSIONS == EXTENSIONS
+
+
+@pytest.mark.parametrize("module", ["mpcd.daemon.main", "mpcd.daemon.bench.__main__"])
+def test_numpy_is_not_imported_before_its_environment_is_set(module):
+    """It would start a BLAS thread for every processor, and Numba would compile into another cache."""
+    program = f"import sys, {module}; sys.exit('numpy' in sys.modules or 'numba' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
