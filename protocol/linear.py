@@ -21,7 +21,6 @@ import numpy.typing as npt
 
 from mpcd.kernels import bits as bit_kernels
 from mpcd.kernels import im2col
-from mpcd.protocol import matrix_triple
 from mpcd.protocol.channel import Channel
 from mpcd.protocol.correlations import MatrixClient, MatrixNeed, MatrixServer, Source, take
 from mpcd.protocol.network import Linear, LinearNumbers, Network
@@ -47,7 +46,11 @@ def needs(network: Network, op_index: int) -> tuple[MatrixNeed, ...]:
 async def linear_server(
     channel: Channel, source: Source, network: Network, op_index: int, numbers: LinearNumbers, x0: Words
 ) -> Words:
-    """P0's share of the output, uint64 of its shape, from its share of the input, uint64 below 2^l."""
+    """P0's share of the output, uint64 of its shape, from its share of the input, uint64 below 2^l.
+
+    The weights must be within the network's bound (``network.weights_within``): checked when they are loaded, and
+    not here, where nothing may be timed that depends on them alone.
+    """
     (need,) = needs(network, op_index)
     triple: MatrixServer = await take(channel, source, need)
     received = await channel.recv(MaskedInput, d=_packed(need))
@@ -73,7 +76,6 @@ def _open(
     """Step 2."""
     op = network.ops[op_index]
     assert isinstance(op, Linear)
-    matrix_triple.check_weights(network, op_index, numbers)
     d = bit_kernels.unpack_ring(packed, need.bits, math.prod(need.input_shape))
     x = (x0.reshape(-1) + d).reshape(need.input_shape)
     l1 = network.weight_l1[op_index]

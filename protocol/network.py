@@ -33,12 +33,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from typing import Any
 
 import msgpack
 import numpy as np
 
 FORMAT = 1
+MOST_L1 = 1 << 50  # well inside what float64 products are exact for
+MOST_BITS = 48
+MOST_ELEMENTS = 1 << 26  # of a value
+MOST_WEIGHTS = 1 << 30  # of an operation
+MOST_STEP = 1024  # of a kernel, stride or padding
+MOST_TEXT = 200
 
 
 class NetworkError(ValueError):
@@ -167,21 +174,49 @@ class Network:
     weight_l1: dict[int, int]
 
     def check(self) -> None:
-        """Raise NetworkError unless every op's shapes and rings fit and every value is made once, before its use."""
+        """Raise NetworkError unless every op's shapes and rings fit and every value is made once, before its use.
+
+        Nothing is taken for granted: a description may come from the peer.
+        """
+        try:
+            self._check()
+        except NetworkError:
+            raise
+        except Exception as error:
+            raise NetworkError(f"the network description cannot be used: {type(error).__name__}") from error
+
+    def _check(self) -> None:
+        for text in (self.name, *self.findings):
+            if not isinstance(text, str) or not 0 < len(text) <= MOST_TEXT or not text.isprintable():
+                raise NetworkError(f"a name has 1 to {MOST_TEXT} printable characters")
+        for scale in (self.input_scale, self.output_scale):
+            if type(scale) not in (int, float) or not math.isfinite(scale) or not 2.0**-64 <= scale <= 2.0**64:
+                raise NetworkError("a scale is a positive number")
+        if not self.ops or not isinstance(self.ops[0], Input) or sum(isinstance(op, Input) for op in self.ops) != 1:
+            raise NetworkError("a network has exactly one Input, as its first operation")
+        linear = {index for index, op in enumerate(self.ops) if isinstance(op, Linear)}
+        if set(self.weight_l1) != linear or not all(_within(l1, 1, MOST_L1) for l1 in self.weight_l1.values()):
+            raise NetworkError(f"each Linear operation has a bound on its weights, from 1 to {MOST_L1}")
+        for index, value in enumerate(self.values):
+            if type(value.shape) is not tuple or len(value.shape) != 3 or not _within(value.bits, 2, MOST_BITS):
+                raise NetworkError(f"value {index} is not three numbers and a ring")
+            if not all(_within(n, 1, MOST_ELEMENTS) for n in value.shape) or value.size > MOST_ELEMENTS:
+                raise NetworkError(f"value {index} has shape {value.shape}, out of range")
         made: set[int] = set()
         for index, op in enumerate(self.ops):
+            _check_attributes(index, op)
             missing = [i for i in op.inputs if i not in made]
-            if missing or op.output in made or not 0 <= op.output < len(self.values):
+            if missing or op.output in made or op.output >= len(self.values):
                 raise NetworkError(f"op {index} ({type(op).__name__}) uses or makes values out of order")
             try:
                 _check_op(self, index, op)
             except NetworkError as error:
                 raise NetworkError(f"op {index} ({type(op).__name__}): {error}") from None
             made.add(op.output)
-        if self.output not in made or self.values[self.output].size != len(self.findings):
+        if len(made) != len(self.values):
+            raise NetworkError("a value is made by no operation")
+        if not _within(self.output, 0, len(self.values) - 1) or self.values[self.output].size != len(self.findings):
             raise NetworkError("the output value does not match the list of findings")
-        if not isinstance(self.ops[0], Input) or sum(isinstance(op, Input) for op in self.ops) != 1:
-            raise NetworkError("a network has exactly one Input, as its first operation")
 
     def to_bytes(self) -> bytes:
         """Canonical encoding; its hash is the network's public digest."""
@@ -203,19 +238,21 @@ class Network:
             if version != FORMAT:
                 raise NetworkError(f"network format {version}; this version reads {FORMAT}")
             network = Network(
-                str(name),
-                tuple(Value((int(s[0]), int(s[1]), int(s[2])), int(b)) for s, b in values),
+                name,
+                tuple(Value(tuple(shape), bits) for shape, bits in values),
                 tuple(_OPS[row[0]](*(_frozen(v) for v in row[1:])) for row in ops),
-                int(output),
-                float(in_scale),
-                float(out_scale),
-                tuple(str(f) for f in findings),
-                {int(k): int(v) for k, v in l1},
+                output,
+                in_scale,
+                out_scale,
+                tuple(findings),
+                dict(l1),
             )
+            if len(network.weight_l1) != len(l1):
+                raise NetworkError("an operation has two bounds on its weights")
         except NetworkError:
             raise
         except Exception as error:
-            raise NetworkError(f"the network description does not decode: {error}") from error
+            raise NetworkError(f"the network description does not decode: {type(error).__name__}") from error
         network.check()
         return network
 
@@ -251,6 +288,20 @@ Numbers = LinearNumbers | ReluNumbers | GrowNumbers
 PrivateNumbers = dict[int, Numbers]  # by op index; Relu and Grow only where ``secret``
 
 
+def weights_within(weight: np.ndarray, bound: int) -> bool:
+    """Whether sum |w| of each output's weights is at most ``bound``, itself at most MOST_L1. Exact.
+
+    The weights are the model owner's secret: of an accepted model every comparison here goes the same way.
+    """
+    rows = weight.reshape(len(weight), -1)
+    if max(int(rows.max()), -int(rows.min())) > bound:
+        return False
+    total = np.zeros(len(rows), np.int64)
+    for start in range(0, rows.shape[1], 4096):  # 2^12 times 2^50 fits; beyond the bound it saturates
+        total = np.minimum(total + np.abs(rows[:, start : start + 4096]).sum(1), bound + 1)
+    return bool((total <= bound).all())
+
+
 def wrap(x: np.ndarray, bits: int) -> np.ndarray:
     """int64 x reduced to [-2^(bits-1), 2^(bits-1))."""
     half = np.int64(1) << np.int64(bits - 1)
@@ -263,21 +314,40 @@ def windows(size: int, kernel: int, stride: int, padding: int) -> int:
     return (size + 2 * padding - kernel) // stride + 1
 
 
+def _within(value: object, least: int, most: int) -> bool:
+    """A whole number, no bool, in this range."""
+    return isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+
+
+def _check_attributes(index: int, op: Op) -> None:
+    """Raise NetworkError unless each of an operation's fields is of its type, length and sign."""
+    arity = {Input: 0, Add: 2}.get(type(op), 1)
+    wrong = not isinstance(op.inputs, tuple) or not all(_within(i, 0, 1 << 20) for i in op.inputs)
+    wrong |= len(op.inputs) < 1 if isinstance(op, Concat) else len(op.inputs) != arity
+    wrong |= not _within(op.output, 0, 1 << 20)
+    for name, least in (("kernel", 1), ("stride", 1), ("padding", 0)):
+        pair = getattr(op, name, (1, 1))
+        wrong |= not isinstance(pair, tuple) or len(pair) != 2 or not all(_within(n, least, MOST_STEP) for n in pair)
+    wrong |= not _within(getattr(op, "groups", 1), 1, MOST_ELEMENTS)
+    wrong |= not _within(getattr(op, "fraction", 1), 1, MOST_BITS)
+    wrong |= type(getattr(op, "secret", True)) is not bool
+    if wrong:
+        raise NetworkError(f"op {index} ({type(op).__name__}) has an attribute out of range")
+
+
 def _check_op(network: Network, index: int, op: Op) -> None:
     values = [network.values[i] for i in op.inputs]
     out = network.values[op.output]
-    if not 2 <= out.bits <= 48 or min(out.shape) < 1 or out.size > 1 << 26:
-        raise NetworkError(f"value {op.output} has ring {out.bits} or shape {out.shape} out of range")
     same = bool(values) and all(v == out for v in values)
     if isinstance(op, Linear):
         c, h, w = values[0].shape
         shape = tuple(windows(s, k, t, p) for s, k, t, p in zip((h, w), op.kernel, op.stride, op.padding, strict=True))
         if c % op.groups or out.shape[0] % op.groups or out.shape[1:] != shape or values[0].bits != out.bits:
             raise NetworkError(f"convolution from {values[0]} to {out} does not fit")
-        if network.weight_l1.get(index, 0) < 1:
-            raise NetworkError("has no bound on its weights")
+        if out.shape[0] * (c // op.groups) * op.kernel[0] * op.kernel[1] > MOST_WEIGHTS:
+            raise NetworkError("has too many weights")
     elif isinstance(op, (Truncate, TruncateRelu)):
-        if values[0].shape != out.shape or values[0].bits < out.bits + op.fraction or op.fraction < 1:
+        if values[0].shape != out.shape or values[0].bits < out.bits + op.fraction:
             raise NetworkError(f"truncation by {op.fraction} from {values[0]} to {out} does not fit")
     elif isinstance(op, (Relu, Add)):
         if not same:

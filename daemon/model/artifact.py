@@ -134,7 +134,7 @@ def _problem(network: Network, index: int, op: net.Op, own: Numbers) -> str:
             return f"a bias of shape {own.bias.shape}"
         if own.weight.dtype != np.int64 or own.bias.dtype != np.int64:
             return "not int64"
-        if np.abs(own.weight.astype(np.float64)).sum((1, 2, 3)).max() > network.weight_l1[index]:
+        if not net.weights_within(own.weight, network.weight_l1[index]):
             return "weights beyond their public bound"
         return "a bias outside the ring" if own.bias.min() < -half or own.bias.max() >= half else ""
     if isinstance(op, net.Relu) and isinstance(own, ReluNumbers):

@@ -21,7 +21,8 @@ def wrap(x: int, bits: int) -> int:
 
 def one_op(op: Any, inputs: Value, output: Value, l1: int = 1) -> Network:
     """Input (in its own ring) followed by ``op``."""
-    network = Network("t", (inputs, output), (net.Input(0), op), 1, 1.0, 1.0, ("a",) * output.size, {1: l1})
+    bounds = {1: l1} if isinstance(op, net.Linear) else {}
+    network = Network("t", (inputs, output), (net.Input(0), op), 1, 1.0, 1.0, ("a",) * output.size, bounds)
     network.check()
     return network
 
