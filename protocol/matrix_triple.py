@@ -41,7 +41,7 @@ from mpcd.kernels import aes, rns
 from mpcd.kernels.ntt import Residues
 from mpcd.protocol import bfv, packing
 from mpcd.protocol.channel import Channel
-from mpcd.protocol.network import LinearNumbers, Network
+from mpcd.protocol.network import LinearNumbers, Network, weights_within
 from mpcd.protocol.packing import Packing, Tap
 from mpcd.protocol.randomness import Prg
 from mpcd.protocol.wire import array, blob, message
@@ -226,10 +226,8 @@ async def server_triples(
 def check_weights(network: Network, op_index: int, numbers: LinearNumbers) -> None:
     """Raise ValueError unless the weights keep to the public bound that every proof of exactness rests on."""
     bound = network.weight_l1[op_index]
-    for row in numbers.weight.reshape(len(numbers.weight), -1):
-        # In floating point first; exactly where that comes near the bound.
-        if np.abs(row.astype(np.float64)).sum() > bound * (1 - 1e-6) and sum(abs(w) for w in row.tolist()) > bound:
-            raise ValueError(f"operation {op_index}: sum |w| of an output passes the {bound} that the network states")
+    if not weights_within(numbers.weight, bound):
+        raise ValueError(f"operation {op_index}: sum |w| of an output passes the {bound} that the network states")
 
 
 def _layout(network: Network, op_index: int, batch: int) -> tuple[Packing, bfv.NoiseBudget]:
