@@ -329,4 +329,5 @@ def _naming_full_disk(folder: Path) -> Iterator[None]:
         raise NotEnough(
             f"the disk is full: {folder.parent} has no room for more units",
             "Free some space, or ask for fewer images; the unit in the making was given up, the others are good.",
+            peer_text="the disk is full",
         ) from error
