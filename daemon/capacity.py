@@ -98,10 +98,9 @@ def check_disk(needed: int, free: int, reserve_gib: float) -> None:
     """Raise NotEnough when writing ``needed`` bytes would leave less than the reserve."""
     reserve = int(reserve_gib * GIB)
     if needed + reserve > free:
-        raise NotEnough(
-            f"too little disk: {size(needed)} needed and {size(reserve)} kept in reserve, {size(free)} free",
-            "free some space, ask for fewer images, or lower limits.disk_reserve_gib",
-        )
+        text = f"too little disk: {size(needed)} needed and {size(reserve)} kept in reserve, {size(free)} free"
+        hint = "free some space, ask for fewer images, or lower limits.disk_reserve_gib"
+        raise NotEnough(text, hint, peer_text=text)
 
 
 def check_memory(needed: int, limit_gib: float) -> None:
@@ -111,13 +110,9 @@ def check_memory(needed: int, limit_gib: float) -> None:
     """
     limit = int(limit_gib * GIB)
     if needed > limit:
-        raise NotEnough(
-            f"too little memory allowed: {size(needed)} needed, limits.memory_gib allows {size(limit)}",
-            "raise limits.memory_gib in mpcd.toml",
-        )
+        text = f"too little memory allowed: {size(needed)} needed, limits.memory_gib allows {size(limit)}"
+        raise NotEnough(text, "raise limits.memory_gib in mpcd.toml", peer_text=text)
     available = psutil.virtual_memory().available + psutil.Process().memory_info().rss
     if needed > available:
-        raise NotEnough(
-            f"too little memory: {size(needed)} needed, {size(available)} available",
-            "close other programs, or use a machine with more memory",
-        )
+        text = f"too little memory: {size(needed)} needed, {size(available)} available"
+        raise NotEnough(text, "close other programs, or use a machine with more memory", peer_text=text)

@@ -22,23 +22,42 @@ class MpcdError(Exception):
 
     code = "error"
     exit_status = 1
+    shared = False  # whether message and hint, of whatever instance, hold nothing that is not the peer's business
 
-    def __init__(self, message: str = "", hint: str = "") -> None:
-        self.message = message or " ".join((type(self).__doc__ or "").split())
+    def __init__(self, message: str = "", hint: str = "", peer_text: str = "") -> None:
+        """``peer_text``: what the peer is told instead of the class's docstring."""
+        self.message = message or _docstring(self)
         self.hint = hint
+        self.peer_text = peer_text
         super().__init__(self.message)
 
     def __str__(self) -> str:
         return self.message
 
     def as_dict(self) -> dict[str, Any]:
-        """How the error travels over the control API and to the peer."""
+        """How the error travels over the control API."""
         return {
             "code": self.code,
             "message": self.message,
             "hint": self.hint,
             "exit_status": self.exit_status,
         }
+
+    def for_peer(self) -> dict[str, Any]:
+        """How the error travels to the peer: a message may name files, patients or data sets, so it stays here."""
+        text = self.message if self.shared else self.peer_text or _docstring(self)
+        return {**self.as_dict(), "message": text, "hint": self.hint if self.shared else ""}
+
+
+def for_peer(error: BaseException) -> dict[str, Any]:
+    """What the peer is told of any failure here; the reason itself belongs into our log."""
+    if not isinstance(error, MpcdError):
+        error = InternalError(peer_text="the other side's daemon met a bug; its log has more")
+    return error.for_peer()
+
+
+def _docstring(error: MpcdError) -> str:
+    return " ".join((type(error).__doc__ or "").split())
 
 
 class NotFound(MpcdError):
@@ -60,6 +79,7 @@ class Refused(MpcdError):
 
     code = "refused"
     exit_status = 6
+    shared = True  # a refusal is worded for the one who is refused
 
 
 class BadInput(MpcdError):
@@ -125,6 +145,7 @@ class ProtocolViolation(MpcdError):
 
     code = "protocol_violation"
     exit_status = 8
+    shared = True  # it quotes nothing but what the peer sent or both have
 
 
 class FrameTooLarge(ProtocolViolation):
@@ -151,6 +172,7 @@ class CertificateChanged(Refused):
 
     code = "certificate_changed"
     exit_status = 8
+    shared = False  # it names the peer's address
 
 
 class PeerError(MpcdError):
@@ -160,3 +182,7 @@ class PeerError(MpcdError):
         super().__init__(message, hint)
         self.code = code
         self.exit_status = exit_status
+
+    def for_peer(self) -> dict[str, Any]:
+        """Its text may be a third party's, or that of a worker of ours."""
+        return {**super().for_peer(), "message": f"it met an error of the kind {self.code!r}"}

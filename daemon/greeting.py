@@ -89,11 +89,12 @@ def error_from(fields: Any) -> PeerError:
         code = "error"
     if type(status) is not int or not 1 <= status <= 125:
         status = PeerError.exit_status
-    message = _printable(fields.get("message"), 2000) or "the peer gave no reason"
-    return PeerError(code, message, _printable(fields.get("hint"), 2000), status)
+    message = printable(fields.get("message"), 2000) or "the peer gave no reason"
+    return PeerError(code, message, printable(fields.get("hint"), 2000), status)
 
 
-def _printable(value: Any, most: int) -> str:
+def printable(value: Any, most: int) -> str:
+    """A peer's text, made safe for a terminal; '' for what is no text."""
     return "".join(c if c.isprintable() else " " for c in value[:most]) if isinstance(value, str) else ""
 
 
@@ -119,7 +120,7 @@ async def dialer(connection: Connection, mine: Hello, peer: str) -> Hello:
     await _send(connection, dataclasses.asdict(mine))
     if type(theirs) is not int:
         raise ProtocolViolation("the peer's greeting has no protocol version")
-    check_version(theirs, peer, _printable(fields.get("software"), 40))
+    check_version(theirs, peer, printable(fields.get("software"), 40))
     return Hello.parse(fields)
 
 
@@ -140,7 +141,7 @@ async def acceptor(connection: Connection, mine: Hello, peer: str) -> Hello:
     theirs = fields.get("protocol")
     if type(theirs) is not int:
         raise ProtocolViolation("the peer's greeting has no protocol version")
-    check_version(theirs, peer, _printable(fields.get("software"), 40))
+    check_version(theirs, peer, printable(fields.get("software"), 40))
     return Hello.parse(fields)
 
 
@@ -160,7 +161,7 @@ async def confirmed(connection: Connection) -> None:
 
 
 async def refuse(connection: Connection, error: MpcdError) -> None:
-    await _send(connection, {"welcome": False, "error": error.as_dict()})
+    await _send(connection, {"welcome": False, "error": error.for_peer()})
 
 
 def hello_of(identity: Identity, name: str, instance: str, purpose: str, job: bytes = b"") -> Hello:

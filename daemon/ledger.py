@@ -303,6 +303,8 @@ class Ledger:
                     raise LedgerError(f"the ledger refuses: {error}") from error
                 if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
                     raise NotEnough(
-                        "the disk is full: the ledger cannot be written", "Free some space in the state folder."
+                        "the disk is full: the ledger cannot be written",
+                        "Free some space in the state folder.",
+                        peer_text="the disk is full",
                     ) from error
                 raise

@@ -180,7 +180,9 @@ class Library:
     def _model_folder(self, name: str) -> Path:
         if not self.has_model(name):
             known = ", ".join(sorted(f.name for f in self._models.iterdir())) or "none"
-            raise NotFound(f"there is no model {name!r}", f"our models: {known}")
+            raise NotFound(
+                f"there is no model {name!r}", f"our models: {known}", peer_text=f"there is no model {name!r}"
+            )
         return self._models / name
 
     # Data sets

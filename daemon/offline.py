@@ -25,7 +25,8 @@ from mpcd.daemon.agreement import Agreement, unit_ids
 from mpcd.daemon.capacity import BATCH, JobEstimate
 from mpcd.daemon.catalogue import Catalogue, same_model
 from mpcd.daemon.context import Context, aside
-from mpcd.daemon.errors import LinkError, MpcdError, NotFound, PeerError, ProtocolViolation, Refused
+from mpcd.daemon.errors import LinkError, MpcdError, NotFound, PeerError, ProtocolViolation, Refused, for_peer
+from mpcd.daemon.greeting import error_from, printable
 from mpcd.daemon.jobs import Job
 from mpcd.daemon.library import Model
 from mpcd.daemon.linkspeed import LinkSpeed
@@ -246,10 +247,11 @@ class Offline:
         if extension not in EXTENSIONS:
             raise ProtocolViolation(f"offline.begin names no OT extension of ours: {str(extension)[:40]}")
         stock = self._agreement.stock(peer, model)
-        ready = len(await aside(context.ledger.ready_units, stock))
-        if ready + len(units) > context.policy.max_units and not self._in_session(peer, params.get("session")):
+        counts = (await aside(context.ledger.counts)).get(stock, {})
+        unused = counts.get("ready", 0) + counts.get("making", 0)
+        if unused + len(units) > context.policy.max_units and not self._in_session(peer, params.get("session")):
             raise Refused(
-                f"{ready} units are ready for {name} and {len(units)} more asked for;"
+                f"{unused} units are ready or in the making for {name} and {len(units)} more asked for;"
                 f" the model owner's policy keeps {context.policy.max_units}",
                 "use them first, or have the model owner raise [offline] max_units in its policy.toml",
             )
@@ -344,9 +346,9 @@ class Offline:
                 if "result" in answer:
                     return _from_here(answer["result"], self._context.store.free_bytes())
                 if "error" in answer:
-                    error = answer["error"]
-                    raise PeerError(str(error["code"]), f"at {peer}: {error['message']}", str(error.get("hint", "")))
-                job.report(*answer["progress"])
+                    error = error_from(answer["error"])
+                    raise PeerError(error.code, f"at {peer}: {error.message}", error.hint, error.exit_status)
+                job.report(*_progress(answer.get("progress")))
                 await asyncio.sleep(POLL)
         except asyncio.CancelledError:
             with contextlib.suppress(MpcdError):
@@ -412,14 +414,13 @@ class Offline:
             progress = asked.job.progress
             return {"progress": [progress.stage, progress.done, progress.total, progress.text]}
         if asked.task.cancelled():
-            return {"error": Refused("the data owner stopped it").as_dict()}
+            return {"error": Refused("the data owner stopped it").for_peer()}
         error = asked.task.exception()
         if error is None:
             return {"result": asked.task.result()}
         if not isinstance(error, MpcdError):
             _log.error("offline request failed", exc_info=error)
-            error = MpcdError(f"{type(error).__name__}: {error}")
-        return {"error": error.as_dict()}
+        return {"error": for_peer(error)}
 
     async def _serve_stop(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
         self._asked_by(peer, params).task.cancel()
@@ -430,6 +431,14 @@ class Offline:
         if asked is None or asked.peer != peer:
             raise NotFound("no such request is known here: the data owner's daemon was restarted")
         return asked
+
+
+def _progress(given: object) -> tuple[str, int, int, str]:
+    """What the peer says of its progress, checked and made safe to show."""
+    match given:
+        case [str(stage), int(done), int(total), str(text)]:
+            return printable(stage, 40), done, total, printable(text, 200)
+    raise ProtocolViolation("the peer's progress is malformed")
 
 
 def _finish(writers: Sequence[UnitWriter]) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 from mpcd.daemon import log
 from mpcd.daemon.context import Context
-from mpcd.daemon.errors import InternalError, LinkError, MpcdError, PeerError
+from mpcd.daemon.errors import LinkError, MpcdError, PeerError, for_peer
 from mpcd.daemon.greeting import error_from
 
 LISTEN = 1.0  # seconds that the reason may come later than the end of the data connection
@@ -29,6 +29,7 @@ class Stopped(MpcdError):
 
     code = "stopped"
     exit_status = 6
+    shared = True
 
 
 class Partner:
@@ -67,16 +68,12 @@ class Partner:
             del self._heard[peer, job]
 
     async def _tell(self, peer: str, job: bytes, error: BaseException) -> None:
-        """Best effort. What exactly a bug was is ours to know: it may quote secrets."""
-        reason = error
-        if isinstance(error, asyncio.CancelledError):
-            reason = Stopped()
-        elif not isinstance(error, MpcdError):
+        """Best effort."""
+        if not isinstance(error, (MpcdError, asyncio.CancelledError)):
             _log.error("our half of a job failed", peer=peer, exc_info=error)
-            reason = InternalError("the other side's daemon met a bug; its log has more")
-        assert isinstance(reason, MpcdError)
+        reason = for_peer(Stopped() if isinstance(error, asyncio.CancelledError) else error)
         with contextlib.suppress(MpcdError):
-            await self._context.net.call(peer, "job.failed", {"job": job, "error": reason.as_dict()}, timeout=TELL)
+            await self._context.net.call(peer, "job.failed", {"job": job, "error": reason}, timeout=TELL)
 
     async def _serve_failed(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
         job = params.get("job")

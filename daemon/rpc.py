@@ -21,6 +21,7 @@ from mpcd.daemon.errors import (
     PeerSilent,
     ProtocolViolation,
     Refused,
+    for_peer,
 )
 from mpcd.daemon.greeting import Hello, error_from
 from mpcd.daemon.transport import Connection
@@ -38,6 +39,7 @@ class MessageTooLarge(BadInput):
     """This is too large for the control link."""
 
     code = "message_too_large"
+    shared = True
 
 
 class TooManyCalls(Refused):
@@ -50,6 +52,7 @@ class UnknownMethod(NotFound):
     """The peer called something that this daemon does not have."""
 
     code = "unknown_method"
+    shared = True
 
 
 class Link:
@@ -167,17 +170,18 @@ class Link:
                 raise UnknownMethod(f"this daemon has no method {method[:80]!r}")
             reply = [RESULT, number, await handler(self.peer, params)]
         except MpcdError as error:
-            reply = [ERROR, number, error.as_dict()]
-        except Exception:
-            # What exactly went wrong is ours to know: it may quote secrets.
+            if not error.shared:
+                self._log.warning("a call failed", method=method[:80], code=error.code, reason=str(error))
+            reply = [ERROR, number, error.for_peer()]
+        except Exception as error:
             self._log.exception("a call failed", method=method[:80])
-            reply = [ERROR, number, InternalError("the daemon met a bug; its log has more").as_dict()]
+            reply = [ERROR, number, for_peer(error)]
         try:
             try:
                 await self._send(reply)
             except (MessageTooLarge, InternalError) as error:
                 self._log.error("an answer cannot be sent", method=method[:80], error=error)
-                await self._send([ERROR, number, error.as_dict()])
+                await self._send([ERROR, number, error.for_peer()])
         except MpcdError:
             pass  # the link is gone, and run() says so
 

@@ -23,6 +23,7 @@ from mpcd.daemon.errors import (
     PeerClosed,
     PeerSilent,
     PeerUnreachable,
+    Refused,
     VersionMismatch,
 )
 from mpcd.daemon.identity import grouped
@@ -210,7 +211,10 @@ def test_errors_of_handlers_travel_bugs_do_not(run, sides, logged):
     meet(a, b, "a")
 
     async def refuse(peer, params):
-        raise BadInput("the \x1b[31mrecipe is unknown", "add it")
+        raise Refused("the \x1b[31mrecipe is unknown", "add it")
+
+    async def private(peer, params):
+        raise BadInput("/srv/pacs/DOE^JANE.dcm cannot be read", "look into /srv")
 
     async def crash(peer, params):
         raise RuntimeError("secret detail")
@@ -224,7 +228,7 @@ def test_errors_of_handlers_travel_bugs_do_not(run, sides, logged):
     async def never(peer, params):
         await asyncio.sleep(60)
 
-    b.handlers.update(refuse=refuse, crash=crash, wrong=wrong, huge=huge, never=never)
+    b.handlers.update(refuse=refuse, private=private, crash=crash, wrong=wrong, huge=huge, never=never)
 
     async def main():
         async with up(a, b):
@@ -232,8 +236,12 @@ def test_errors_of_handlers_travel_bugs_do_not(run, sides, logged):
             with pytest.raises(PeerError) as caught:
                 await a.net.call("beta", "refuse", {})
             error = caught.value
-            assert (error.code, error.hint, error.exit_status) == ("bad_input", "add it", 9)
+            assert (error.code, error.hint, error.exit_status) == ("refused", "add it", 6)
             assert error.message == "the  [31mrecipe is unknown"
+            with pytest.raises(PeerError) as caught:
+                await a.net.call("beta", "private", {})
+            error = caught.value
+            assert (error.code, error.message, error.hint) == ("bad_input", "The input cannot be used.", "")
             for method, code in (("crash", "internal"), ("wrong", "internal"), ("huge", "message_too_large")):
                 with pytest.raises(PeerError) as caught:
                     await a.net.call("beta", method, {})
