@@ -164,7 +164,7 @@ def _load(path: Path) -> dict[str, Any]:
     try:
         saved: dict[str, Any] = json.loads(path.read_text("utf-8"))
         for one in _each(saved):
-            _ = one["what"], one["rows"]
+            _ = _same(one), one["rows"]
     except (ValueError, KeyError, TypeError) as error:
         raise client.ControlError("bad_input", f"{path} is no saved result of mpcctl bench --json", "", 9) from error
     return saved
@@ -176,12 +176,15 @@ def _each(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def compared(now: dict[str, Any], saved: dict[str, Any]) -> list[Row]:
-    """For every row that both have, saved over now: above 1 is faster, or less."""
-    before = {(one["what"], row["name"]): row for one in _each(saved) for row in one["rows"]}
+    """For every row that both have, saved over now: above 1 is faster, or less.
+
+    Of models, only those of the same name, extension and batch.
+    """
+    before = {(_same(one), row["name"]): row for one in _each(saved) for row in one["rows"]}
     ratios = []
     for one in _each(now):
         for row in one["rows"]:
-            old = before.get((one["what"], row["name"]))
+            old = before.get((_same(one), row["name"]))
             if old is not None:
                 ratios.append(
                     {
@@ -195,6 +198,14 @@ def compared(now: dict[str, Any], saved: dict[str, Any]) -> list[Row]:
                     }
                 )
     return ratios
+
+
+def _same(result: dict[str, Any]) -> tuple[Any, ...]:
+    """What must be equal for rows to be comparable."""
+    options = result["options"]
+    if result["what"] != "model":
+        return (result["what"],)
+    return "model", Path(options["model"]).name, tuple(options["extensions"] or ["iknp"]), options["batch"]
 
 
 def _ratio(old: float, new: float) -> float | None:
