@@ -12,7 +12,7 @@ Payload of n entries, each part packed to its own width and padded to 8 bytes:
     leaf OT, sender      n pads of 2 * 2^block bits          receiver    n of block + 2 bits (choice, then pad)
     bit triples          a, b, b2, c, c2: n bits each
     strings, sender      m0, m1: n of ``bits`` bits each     receiver    choices: n bits; m: n of ``bits`` bits
-    matrix triple, P0    nothing (s comes from the seed)     P1          c at ``bits`` bits (r comes from the seed)
+    matrix triple, P0    nothing (s comes from the seed)     P1          r, c at ``bits`` bits
 
 A reader needs the ledger's proof that the unit is spent for this very use, and unlinks the files as soon as they are
 open: nothing is left to read a second time, not even after a crash.
@@ -232,9 +232,12 @@ class UnitReader:
                 return StringReceiver(parts[0], bits.unpack_ring(parts[1], width, n))
             case MatrixNeed(op, width, _, shape) if self._party == MODEL_OWNER:
                 return MatrixServer(matrix_triple.mask(self._seed, op, shape, width))
-            case MatrixNeed(op, width, input_shape, shape):
-                c = bits.unpack_ring(parts[0], width, math.prod(shape)).reshape(shape)
-                return MatrixClient(matrix_triple.mask(self._seed, op, input_shape, width), c)
+            case MatrixNeed(_, width, in_shape, out_shape):
+                r, c = (
+                    bits.unpack_ring(part, width, math.prod(shape)).reshape(shape)
+                    for part, shape in zip(parts, (in_shape, out_shape), strict=True)
+                )
+                return MatrixClient(r, c)
 
 
 def _describe(need: Need) -> bytes:
@@ -254,8 +257,8 @@ def _part_words(need: Need, party: int) -> list[int]:
             return [_words(n, 1)] * 5
         case StringNeed(width, n, sender):
             return [_words(n, width if party == sender else 1), _words(n, width)]
-        case MatrixNeed(_, width, _, shape):
-            return [_words(math.prod(shape), width)] if party == DATA_OWNER else []
+        case MatrixNeed(_, width, in_shape, out_shape):
+            return [_words(math.prod(shape), width) for shape in (in_shape, out_shape)] if party == DATA_OWNER else []
 
 
 def _encode(need: Need, correlation: Any, party: int) -> Iterator[Words]:
@@ -275,8 +278,9 @@ def _encode(need: Need, correlation: Any, party: int) -> Iterator[Words]:
         case StringNeed(width, n):
             yield _checked(correlation.choices, _words(n, 1))
             yield from _pack(_checked(correlation.m, n), width)
-        case MatrixNeed(_, width, _, shape) if party == DATA_OWNER:
-            yield from _pack(_checked(np.ascontiguousarray(correlation.c).reshape(-1), math.prod(shape)), width)
+        case MatrixNeed(_, width, in_shape, out_shape) if party == DATA_OWNER:
+            for part, shape in ((correlation.r, in_shape), (correlation.c, out_shape)):
+                yield from _pack(_checked(np.ascontiguousarray(part).reshape(-1), math.prod(shape)), width)
 
 
 def _checked(x: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:

@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 MAX_BITS = 48
 EXACT = (1 << 53) - (1 << 28)  # what a float64 sum may reach for ``accumulate``
 _MASK24 = np.uint64((1 << 24) - 1)
+_MASK27 = (1 << 27) - 1
 _24 = np.uint64(24)
 _32 = np.uint64(32)
 _ONE = np.uint64(1)
@@ -233,41 +234,255 @@ def round_to_ring(x: Residues, t: Switch) -> Words:
     return out
 
 
-@njit(cache=True, nogil=True)
-def to_float(x: Residues, prime: int, q: np.uint64) -> Floats:
-    """Row i: x[i, prime] in [-q/2, q/2) as float64, then its negative: 2n long, so that x X^-t mod X^n + 1 is the
-    slice [t, t + n).
+class Remainder(NamedTuple):
+    """Constants of ``remainder``. ``q``, ``offset``, ``half`` (4,); ``crt`` (4, 2): 1/(Q/q) mod q; ``reciprocal`` (4,)
+    1/q as float64; ``down0``/``down24`` as in ``Base``; ``unit``; ``garner`` (6, 2): 1/q0 mod q1, q2, q3, 1/q1 mod q2,
+    q3, 1/q2 mod q3; ``q01`` (3,): q0 q1 and its 27-bit halves; ``step`` (2,): floor(Q / 2^bits) in limbs of 54 bits;
+    ``product`` Q mod 2^64; ``bits``; ``drop``."""
 
-    x: uint32 (k, P, n) in [0, q).
+    q: Words
+    offset: Words
+    half: Words
+    crt: Words
+    reciprocal: Floats
+    down0: Words
+    down24: Words
+    unit: Words
+    garner: Words
+    q01: Words
+    step: Words
+    product: np.uint64
+    bits: np.uint64
+    drop: np.uint64
+
+
+def remainder_tables(primes: tuple[int, int, int, int], bits: int, drop: int) -> Remainder:
+    """Constants for these primes, the ring 2^bits and remainders without their last ``drop`` bits."""
+    t = base(primes, bits)
+    total = math.prod(primes)
+    q0, q1, q2, q3 = primes
+    width = total.bit_length() - bits
+    if not 1 <= drop <= 32 or drop >= width:
+        raise ValueError(f"remainders of {width} bits cannot lose {drop}")
+    inverses = [(q0, q1), (q0, q2), (q0, q3), (q1, q2), (q1, q3), (q2, q3)]
+    step = total >> bits
+    return Remainder(
+        t.q,
+        np.array([(1 << (width - 1)) % q for q in primes], np.uint64),
+        t.half,
+        _pairs([pow(total // q, -1, q) for q in primes], primes),
+        1.0 / t.q.astype(np.float64),
+        t.down0,
+        t.down24,
+        t.unit,
+        _pairs([pow(x, -1, q) for x, q in inverses], tuple(q for _, q in inverses)),
+        np.array([q0 * q1, q0 * q1 & _MASK27, q0 * q1 >> 27], np.uint64),
+        np.array([step & ((1 << 54) - 1), step >> 54], np.uint64),
+        t.product,
+        t.bits,
+        np.uint64(drop),
+    )
+
+
+@njit(cache=True, nogil=True)
+def remainder(x: Residues, e: npt.NDArray[np.int32], t: Remainder) -> tuple[Words, Words, Words]:
+    """Quotient and remainder of e - x + 2^(L - 1), L = log2 Q - bits rounded up, by Q / 2^bits.
+
+    x: uint32 (k, 4, n) in [0, q); e: int32 (k, n), |e| <= 2^20. Returns uint64 (k, n) three times: w below 2^bits, and
+    low + 2^64 high = round(rest / 2^drop), where rest = value - D(w), D(w) = round(Q w / 2^bits), w the one with
+    D(w) <= value < D(w + 1): exactly. An estimate of w in floating point is at most two too small (one is taken off
+    it: its error is below one for bits <= 48); two masked subtractions make it exact.
     """
-    n = x.shape[2]
-    out = np.empty((x.shape[0], 2 * n), np.float64)
-    modulus = np.int64(q)
-    half = np.int64(q >> _ONE)
+    low = np.empty(e.shape, np.uint64)
+    high = np.empty(e.shape, np.uint64)
+    quotient = np.empty(e.shape, np.uint64)
+    one = np.uint64(1)
+    four = np.uint64(4)
+    m27 = np.uint64((1 << 27) - 1)
+    m54 = np.uint64((1 << 54) - 1)
+    s27 = np.uint64(27)
+    s54 = np.uint64(54)
+    s63 = np.uint64(63)
+    mask = (one << t.bits) - one
+    middle = one << (t.bits - one)
+    ring = float(one << t.bits)
+    last = (one << t.drop) >> one
+    q0 = t.q[0]
+    q1 = t.q[1]
+    q2 = t.q[2]
+    q3 = t.q[3]
+    v = np.empty((4, x.shape[2]), np.uint64)
     for i in range(x.shape[0]):
-        for j in range(n):
-            value = np.int64(x[i, prime, j])
-            value -= modulus & ((half - value) >> np.int64(63))
-            out[i, j] = float(value)
-            out[i, n + j] = float(-value)
+        for p in range(4):
+            q = t.q[p]
+            for j in range(x.shape[2]):
+                total = np.uint64(np.int64(e[i, j]) + np.int64(q + q + t.offset[p]) - np.int64(x[i, p, j]))
+                v[p, j] = below(shoup(total, one, t.unit[p], q), q)
+        for j in range(x.shape[2]):
+            share = 0.0
+            for p in range(4):
+                share += (
+                    np.float64(np.int64(below(shoup(v[p, j], t.crt[p, 0], t.crt[p, 1], t.q[p]), t.q[p])))
+                    * (t.reciprocal[p])
+                )
+            share -= np.floor(share)
+            quotient[i, j] = np.uint64(np.int64(share * ring) - np.int64(1)) & mask
+        for j in range(x.shape[2]):
+            w = quotient[i, j]
+            rest = (t.product * w + middle) & mask
+            for p in range(4):
+                q = t.q[p]
+                a = shoup(rest & _MASK24, t.down0[p, 0], t.down0[p, 1], q)
+                b = shoup(rest >> _24, t.down24[p, 0], t.down24[p, 1], q)
+                # v - D(w), D(w) = 1/2 - rest / 2^bits
+                v[p, j] = below(shoup(v[p, j] + q - t.half[p] + a + b, one, t.unit[p], q), q)
+            x0 = v[0, j]
+            x1 = below(shoup(v[1, j] + four * q1 - x0, t.garner[0, 0], t.garner[0, 1], q1), q1)
+            y = shoup(v[2, j] + four * q2 - x0, t.garner[1, 0], t.garner[1, 1], q2)
+            x2 = below(shoup(y + four * q2 - x1, t.garner[3, 0], t.garner[3, 1], q2), q2)
+            y = shoup(v[3, j] + four * q3 - x0, t.garner[2, 0], t.garner[2, 1], q3)
+            y = shoup(y + four * q3 - x1, t.garner[4, 0], t.garner[4, 1], q3)
+            x3 = below(shoup(y + four * q3 - x2, t.garner[5, 0], t.garner[5, 1], q3), q3)
+            # x0 + q0 x1 + q0 q1 (x2 + q2 x3) in limbs of 54 bits.
+            top = x2 + q2 * x3
+            top0 = top & m27
+            top1 = top >> s27
+            cross = t.q01[1] * top1 + t.q01[2] * top0
+            bottom = x0 + q0 * x1 + t.q01[1] * top0 + ((cross & m27) << s27)
+            lo = bottom & m54
+            hi = (bottom >> s54) + (cross >> s27) + t.q01[2] * top1
+            for _ in range(2):
+                following = rest + (t.product & mask)
+                less = lo - t.step[0] - (following >> t.bits)
+                borrow = less >> s63
+                less += borrow << s54
+                more = hi - t.step[1] - borrow
+                keep = np.uint64(0) - (more >> s63)
+                lo = less ^ ((less ^ lo) & keep)
+                hi = more ^ ((more ^ hi) & keep)
+                rest ^= (rest ^ (following & mask)) & ~keep
+                w += one + keep
+            lo += last
+            hi += lo >> s54
+            lo &= m54
+            quotient[i, j] = w & mask
+            low[i, j] = (lo >> t.drop) | (hi << (s54 - t.drop))
+            high[i, j] = hi >> (np.uint64(10) + t.drop)
+    return quotient, low, high
+
+
+@njit(cache=True, nogil=True)
+def digits(low: Words, high: Words, bits: int, width: int) -> Floats:
+    """Signed digits of low + 2^64 high - 2^(bits - 1): value = sum_i digit_i 2^(i width), |digit_i| <= 2^(width - 1).
+
+    low, high: uint64 (k, n), together below 2^bits; 1 <= bits <= 118. Returns float64 (ceil(bits / width), k, 2n):
+    each row is followed by its negative, so that x X^-t mod X^n + 1 is the slice [t, t + n).
+    """
+    count = (bits + width - 1) // width
+    k, n = low.shape
+    out = np.empty((count, k, 2 * n), np.float64)
+    mask = (np.int64(1) << np.int64(width)) - np.int64(1)
+    half = np.int64(1) << np.int64(width - 1)
+    carries = np.empty(n, np.int64)
+    for i in range(k):
+        carries[:] = 0
+        for d in range(count):
+            at = d * width
+            for j in range(n):
+                if at == 0:
+                    raw = low[i, j]
+                elif at < 64:
+                    raw = (low[i, j] >> np.uint64(at)) | (high[i, j] << np.uint64(64 - at))
+                else:
+                    raw = high[i, j] >> np.uint64(at - 64)
+                value = (np.int64(raw) & mask) + carries[j]
+                if d == count - 1:
+                    value -= np.int64(1) << np.int64(bits - 1 - at)
+                else:
+                    carries[j] = (value + half) >> np.int64(width)
+                    value -= carries[j] << np.int64(width)
+                out[d, i, j] = float(value)
+                out[d, i, n + j] = -float(value)
     return out
 
 
 @njit(cache=True, nogil=True)
-def accumulate(x: Residues, y: Floats, poly: int, prime: int, factor: int, q: np.uint64) -> None:
-    """x[:, poly, prime] += factor y mod q, in place.
+def residue_digits(x: Residues, prime: int, q: np.uint64, width: int) -> Floats:
+    """Signed digits of x[:, prime] in [-q/2, q/2), as ``digits`` has them.
 
-    x: uint32 (k, 2, P, n) in [0, q); y: float64 (k, n), integers of at most 2^53 - 2^28; factor in [0, q).
+    x: uint32 (k, P, n) in [0, q). Returns float64 (ceil(b / width), k, 2n), b the bits of q.
+    """
+    n = x.shape[2]
+    modulus = np.int64(q)
+    bits = 0
+    while (modulus >> np.int64(bits)) > 0:
+        bits += 1
+    count = (bits + width - 1) // width
+    out = np.empty((count, x.shape[0], 2 * n), np.float64)
+    middle = modulus >> np.int64(1)
+    mask = (np.int64(1) << np.int64(width)) - np.int64(1)
+    half = np.int64(1) << np.int64(width - 1)
+    for i in range(x.shape[0]):
+        for j in range(n):
+            value = np.int64(x[i, prime, j])
+            value -= modulus & ((middle - value) >> np.int64(63))
+            for d in range(count):
+                digit = value
+                if d < count - 1:
+                    digit = ((value + half) & mask) - half
+                    value = (value - digit) >> np.int64(width)
+                out[d, i, j] = float(digit)
+                out[d, i, n + j] = -float(digit)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def accumulate(x: Residues, y: Floats, factors: Words, first: int, last: int, q: Words) -> None:
+    """x[:, p] += factors[p] y mod q[p] for first <= p < last, in place.
+
+    x: uint32 (k, P, n) in [0, q); y: float64 (k, n), integers of at most 2^53 - 2^28; factors: uint64 (P,) in [0, q).
     The quotient is off by at most one, so that quotient * q stays below 2^53 and the rest is exact in [-q, 2q).
     """
-    modulus = float(q)
-    reciprocal = 1.0 / modulus
-    unit = (_ONE << _32) // q
-    w = np.uint64(factor)
-    w_shoup = (w << _32) // q
     for i in range(y.shape[0]):
-        for j in range(y.shape[1]):
-            rest = y[i, j] - np.floor(y[i, j] * reciprocal) * modulus
-            term = shoup(np.uint64(np.int64(rest + modulus)), w, w_shoup, q)
-            total = np.uint64(x[i, poly, prime, j]) + term
-            x[i, poly, prime, j] = below(shoup(total, _ONE, unit, q), q)
+        for p in range(first, last):
+            modulus = float(q[p])
+            reciprocal = 1.0 / modulus
+            unit = (_ONE << _32) // q[p]
+            w = factors[p]
+            w_shoup = (w << _32) // q[p]
+            for j in range(y.shape[1]):
+                rest = y[i, j] - np.floor(y[i, j] * reciprocal) * modulus
+                term = shoup(np.uint64(np.int64(rest + modulus)), w, w_shoup, q[p])
+                total = np.uint64(x[i, p, j]) + term
+                x[i, p, j] = below(shoup(total, _ONE, unit, q[p]), q[p])
+
+
+@njit(cache=True, nogil=True)
+def shorten(x: Residues, t: Switch, drop: int) -> Words:
+    """round(X / 2^drop) for X modulo q0 q1 in [0, q0 q1). x: uint32 (k, 2, n) in [0, q). Returns uint64 (k, n)."""
+    out = np.empty((x.shape[0], x.shape[2]), np.uint64)
+    q0 = t.q[0]
+    q1 = t.q[1]
+    last = (_ONE << np.uint64(drop)) >> _ONE
+    for i in range(x.shape[0]):
+        for j in range(x.shape[2]):
+            y = np.uint64(x[i, 0, j])
+            g = shoup(np.uint64(x[i, 1, j]) + q1 + q1 - y, t.kept_garner[0], t.kept_garner[1], q1)
+            out[i, j] = (y + q0 * below(g, q1) + last) >> np.uint64(drop)
+    return out
+
+
+@njit(cache=True, nogil=True)
+def add_shortened(x: Residues, y: Words, drop: int, t: Switch) -> None:
+    """x += 2^drop y modulo q0 and q1, in place. x: uint32 (k, 2, n) in [0, q); y: uint64 (k, n), 2^drop y < 2^54."""
+    m27 = np.uint64((1 << 27) - 1)
+    s27 = np.uint64(27)
+    for i in range(x.shape[0]):
+        for p in range(2):
+            q = t.q[p]
+            power = (_ONE << s27) % q
+            power_shoup = (power << _32) // q
+            for j in range(x.shape[2]):
+                value = y[i, j] << np.uint64(drop)
+                total = np.uint64(x[i, p, j]) + (value & m27) + shoup(value >> s27, power, power_shoup, q)
+                x[i, p, j] = below(shoup(total, _ONE, t.unit[p], q), q)

@@ -13,9 +13,9 @@ from numba import njit
 Words = npt.NDArray[np.uint64]
 
 BINOMIAL_BOUND = 21  # 2 * 21 coins: variance 10.5, sigma 3.24
-FLOOD_TERMS = 8
+FLOOD_TERMS = 4
 MIN_FLOOD_WIDTH = 33
-MAX_FLOOD_WIDTH = 85
+MAX_FLOOD_WIDTH = 86
 _LOW = np.uint64(0xFFFFFFFF)
 _32 = np.uint64(32)
 
@@ -84,11 +84,11 @@ def uniform_residues(words: Words, q: Words, n: int) -> npt.NDArray[np.uint32]:
 
 @njit(cache=True, nogil=True)
 def flood(words: Words, width: int) -> tuple[Words, Words]:
-    """The sum of 8 uniform ``width``-bit integers as high 2^32 + low, low < 2^32.
+    """The sum of 4 uniform ``width``-bit integers as high 2^32 + low, low < 2^32.
 
-    words: uint64 (..., 16); 33 <= width <= 85. The sum is in [0, 2^(width + 3) - 8], with mean 2^(width + 2) - 4 and
-    standard deviation 2^width sqrt(8 / 12): a B-spline of degree 7, which is a Gaussian to the eye, sampled exactly and
-    with bounded support (4.9 sigma). Returns uint64 (...,) twice.
+    words: uint64 (..., 8); 33 <= width <= 86. The sum is in [0, 2^(width + 2) - 4], with mean 2^(width + 1) - 2 and
+    standard deviation 2^width sqrt(4 / 12): a cubic B-spline, sampled exactly and with bounded support (3.5 sigma).
+    Returns uint64 (...,) twice.
     """
     if width < MIN_FLOOD_WIDTH or width > MAX_FLOOD_WIDTH or words.shape[-1] != 2 * FLOOD_TERMS:
         raise ValueError("width or words out of range")

@@ -4,28 +4,36 @@ Bae, Cheon, Hanrot, Park, Stehle, "Plaintext-ciphertext matrix multiplication an
 (eprint 2024/1284): with a channel to a ciphertext, W times ciphertexts is an integer matrix product on their
 coefficients. Packing: protocol/packing.py. Encryption, rerandomisation, flooding and their proof: protocol/bfv.py.
 
-P1 (data owner) holds a mask r per image, P0 (model owner) the weights W and a mask s per image, each expanded from the
-party's secret seed of that unit. P1 obtains c = W r - s mod 2^l (no bias); P0 obtains nothing.
+P0 (model owner) holds the weights W and a mask s per image, expanded from its secret seed of that unit. P1 (data owner)
+obtains a mask r per image, uniform, and c = W r - s mod 2^l (no bias); P0 obtains nothing.
 
-0. Per batch of images P1 draws a secret key and sends a public one.                              (``PublicKeyMessage``)
-Per Linear operation, for every group of channels and tile of positions:
-1. P1 encrypts the tile's polynomials of r, zero at padding, and sends b and the seed of a.       (``Request``)
-2. P0 takes the combinations that W prescribes, residue by residue, as float64 matrix products that are exact because
-   sum |W| is publicly bounded; adds to every answer a fresh encryption of zero and fresh flooding noise; subtracts s
-   where an output lies and fresh uniform numbers everywhere else; switches to two primes.        (``Answer``)
-3. P1 decrypts and keeps the outputs' positions.
+0. Per batch of images P1 draws secret keys and sends public ones, as many as the layer cut into most tiles can use, at
+   most ``KEYS``.                                                                                (``PublicKeysMessage``)
+Per Linear operation, for every group of channels and every ``KEYS`` tiles of positions:
+1. P1 sends the seed of one a for every polynomial of a tile, the same for all tiles.                        (``Start``)
+2. P0 takes the combinations of a that W prescribes, residue by residue, as float64 matrix products that are exact
+   because sum |W| is publicly bounded; hides each by a fresh encryption of zero; switches to two primes.
+                                                                                                              (``Head``)
+And for each of these tiles, i-th under the i-th key:
+3. P1 makes ciphertexts under a; what they encrypt becomes r (protocol/bfv.py says why it is uniform) but where r is
+   *bound* (packing.Packing.bound): zero at padding, equal where tiles overlap; there P1 sends the difference v,
+   besides the short b.                                                                                    (``Request``)
+4. P0 takes the combinations of b and v; adds the encryption of zero under this key and fresh flooding noise; adds W v;
+   subtracts s where an output lies and fresh uniform numbers everywhere else; switches and shortens.       (``Answer``)
+5. P1 decrypts and keeps the outputs' positions.
 
-Cost, exact in ``traffic``: 54,272 bytes a request ciphertext, 55,296 an answer; one public key of 54,272 bytes. Two
-flows for a group's tile; P1 sends the next tile's requests while P0 still works on one.
+Cost, exact in ``traffic``: a key 54,272 bytes; a head 27,648 an answer; a request ciphertext 512 (106 - l -
+request_drop) bytes and l bits a bound position; an answer 512 (54 - answer_drop) bytes. Two flows for a group's tile;
+P1 sends the next tile's requests while P0 still works on one.
 
-Adversary: semi-honest. P0 sees ciphertexts under P1's key (RLWE). P1 knows its key and r, so an answer must not tell
-more than c: c1 is hidden by the encryption of zero, all 4096 plaintext coefficients by masks, the noise by flooding.
+Adversary: semi-honest. P0 sees RLWE samples and v, which they pad. P1 knows its keys and r, so an answer must not tell
+more than c: c1 is hidden by the encryption of zero, all 4096 plaintext coefficients by masks, the noise by flooding
+(protocol/bfv.py).
 
-Retries. If W r - s and W r' - s were both answered, P1 would learn W (r - r'); if r and r' were encrypted with one a
-and one key, P0 would learn r - r'. Hence nothing is ever answered again: seeds are fresh for every unit, a unit that
-was not finished is burnt whole at both parties, and a retry has new keys, a, r, s, u and floods. So s belongs to the
-one request that its unit ever saw, which is what hashing the request into s would enforce. A batch's key object holds
-to it: each operation once, and one set of seeds.
+Retries. If W r - s and W r' - s were both answered, P1 would learn W (r - r'). Hence nothing is ever answered again:
+seeds are fresh for every unit, a unit that was not finished is burnt whole at both parties, and a retry has new keys,
+a, r, s, u and floods. So s belongs to the one request that its unit ever saw, which is what hashing the request into s
+would enforce. A batch's key object holds to it: each operation once, and one set of seeds.
 """
 
 from __future__ import annotations
@@ -38,52 +46,66 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcd.kernels import aes, rns
+from mpcd.kernels import bits as bit_kernels
 from mpcd.kernels.ntt import Residues
 from mpcd.protocol import bfv, packing
 from mpcd.protocol.channel import Channel
-from mpcd.protocol.network import LinearNumbers, Network, weights_within
-from mpcd.protocol.packing import Packing, Tap
+from mpcd.protocol.combination import Combination
+from mpcd.protocol.network import Linear, LinearNumbers, Network, weights_within
+from mpcd.protocol.packing import Packing
 from mpcd.protocol.randomness import Prg
 from mpcd.protocol.wire import array, blob, message
 
 Words = npt.NDArray[np.uint64]
-Weights = npt.NDArray[np.int64]
-Floats = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
 
+KEYS = 1
 REQUESTS_A_MESSAGE = 256
 ANSWERS_A_MESSAGE = 128
 SHARED_FLOOD_BITS = 44.0  # outputs share an answer only where flooding stays this good
-KEY_BYTES = bfv.REQUEST_BYTES
 
-_HALF_PRIME = 1 << 26  # bounds a centred residue
-_STACK = 256  # rows of one matrix product that small shifted blocks are joined to
-_BLOCK = 1 << 23  # weights held as float64 at once
-_ROWS = 512
+_Q = np.array(bfv.PRIMES, np.uint64)
+_RESIDUE = max(bfv.PRIME_BITS)
 
 
 class ReuseError(RuntimeError):
     """A batch's keys or seeds were to be used a second time."""
 
 
-@message("matrix.key")
-class PublicKeyMessage:
-    """Step 0, P1 to P0: an encryption of zero; a is expanded from ``seed``."""
+@message("matrix.keys")
+class PublicKeysMessage:
+    """Step 0, P1 to P0: encryptions of zero; their a is expanded from ``seed``."""
 
     seed: bytes = blob(16)
     b: Words = array("uint64", 1)
+
+
+@message("matrix.start")
+class Start:
+    """Step 1, P1 to P0: all a come from ``seed``."""
+
+    seed: bytes = blob(16)
+
+
+@message("matrix.head")
+class Head:
+    """Step 2, P0 to P1: c1 of up to 128 answers modulo two primes, packed."""
+
+    c: Words = array("uint64", 1)
 
 
 @message("matrix.request")
 class Request:
-    """Step 1, P1 to P0: b of up to 256 ciphertexts, packed; all a from ``seed``."""
+    """Step 3, P1 to P0: up to 256 ciphertexts, packed: bits 0 to 63 and further bits of b; v at bound positions."""
 
-    seed: bytes = blob(16)
-    b: Words = array("uint64", 1)
+    low: Words = array("uint64", 1)
+    high: Words = array("uint64", 1)
+    v: Words = array("uint64", 1)
 
 
 @message("matrix.answer")
 class Answer:
-    """Step 2, P0 to P1: both polynomials of up to 128 ciphertexts modulo two primes, packed."""
+    """Step 4, P0 to P1: c0 of up to 128 answers, packed."""
 
     c: Words = array("uint64", 1)
 
@@ -95,7 +117,7 @@ class _Once:
         self._seeds: tuple[bytes, ...] | None = None
         self._operations: set[int] = set()
 
-    def claim(self, op_index: int, seeds: Sequence[bytes]) -> None:
+    def claim(self, op_index: int, seeds: Sequence[bytes] = ()) -> None:
         """Raise ReuseError unless ``op_index`` is new to this batch and ``seeds`` are its seeds, all different."""
         if len(set(seeds)) != len(seeds):
             raise ReuseError("two images of a batch have the same seed")
@@ -111,7 +133,7 @@ class _Once:
 class ClientKeys:
     """P1's for one batch."""
 
-    secret: bfv.SecretKey
+    secrets: tuple[bfv.SecretKey, ...]
     once: _Once
 
 
@@ -119,14 +141,14 @@ class ClientKeys:
 class ServerKeys:
     """P0's for one batch."""
 
-    public: bfv.PublicKey
+    public: bfv.PublicKeys
     once: _Once
 
 
 def mask(seed: bytes, op: int, shape: tuple[int, ...], bits: int) -> Words:
     """The mask of operation ``op`` under a unit's secret seed: uint64 of ``shape``, uniform below 2^bits.
 
-    AES_seed(op) keys a counter-mode stream, so operations are independent. r at P1, s at P0.
+    AES_seed(op) keys a counter-mode stream, so operations are independent. This is s at P0.
     """
     block = np.empty((1, 2), np.uint64)
     aes.ctr_keystream(aes.expand_key(np.frombuffer(seed, np.uint8)), op, block)
@@ -141,64 +163,111 @@ def budget(network: Network, op_index: int, batch: int = 1) -> bfv.NoiseBudget:
     return _layout(network, op_index, batch)[1]
 
 
+def keys_needed(network: Network, batch: int) -> int:
+    """How many keys a batch of images has."""
+    linear = (i for i, op in enumerate(network.ops) if isinstance(op, Linear))
+    return max((min(KEYS, _layout(network, i, batch)[0].tiles) for i in linear), default=1)
+
+
+def key_bytes(network: Network, batch: int) -> int:
+    """Payload bytes of step 0, P1 to P0."""
+    return keys_needed(network, batch) * bfv.KEY_BYTES
+
+
 def traffic(network: Network, op_index: int, batch: int) -> tuple[int, int]:
-    """Payload bytes (P1 to P0, P0 to P1) of one operation's triples for a batch of images; see also ``KEY_BYTES``."""
-    layout, _ = _layout(network, op_index, batch)
-    units = layout.groups * layout.tiles
-    return units * layout.inputs * bfv.REQUEST_BYTES, units * layout.answers * bfv.ANSWER_BYTES
+    """Payload bytes (P1 to P0, P0 to P1) of one operation's triples for a batch of images; see also ``key_bytes``."""
+    layout, noise = _layout(network, op_index, batch)
+    up = down = 0
+    for chunk in _chunks(layout):
+        down += layout.answers * bfv.HEAD_BYTES
+        for tile in chunk:
+            bound = len(layout.bound(tile))
+            for first, last in _parts(layout.inputs, REQUESTS_A_MESSAGE):
+                up += 8 * sum(_request_words(noise, last - first, bound))
+            for first, last in _parts(layout.answers, ANSWERS_A_MESSAGE):
+                down += 8 * _answer_words(noise, last - first)
+    return layout.groups * up, layout.groups * down
 
 
-async def client_keys(channel: Channel) -> ClientKeys:
-    """Step 0 at P1."""
-    secret, seed, b = await channel.compute(_generate, channel.prg.seed())
-    await channel.send(PublicKeyMessage(seed, bfv.pack(b)))
-    return ClientKeys(secret, _Once())
+async def client_keys(channel: Channel, network: Network, batch: int) -> ClientKeys:
+    """Step 0 at P1, for a batch of images."""
+    count = keys_needed(network, batch)
+    secrets, seed, b = await channel.compute(_generate, channel.prg.seed(), count)
+    await channel.send(PublicKeysMessage(seed, bfv.pack(b)))
+    return ClientKeys(secrets, _Once())
 
 
-async def server_keys(channel: Channel) -> ServerKeys:
+async def server_keys(channel: Channel, network: Network, batch: int) -> ServerKeys:
     """Step 0 at P0."""
-    received = await channel.recv(PublicKeyMessage, b=(bfv.REQUEST_BYTES // 8,))
-    b = bfv.unpack(received.b, (1, len(bfv.PRIMES), bfv.N))
-    return ServerKeys(await channel.compute(bfv.PublicKey.of, received.seed, b), _Once())
+    count = keys_needed(network, batch)
+    received = await channel.recv(PublicKeysMessage, b=(count * bfv.KEY_BYTES // 8,))
+    b = bfv.unpack(received.b, (count, len(bfv.PRIMES), bfv.N))
+    return ServerKeys(await channel.compute(bfv.PublicKeys.of, received.seed, b), _Once())
 
 
 async def client_triples(
-    channel: Channel, keys: ClientKeys, network: Network, op_index: int, seeds: Sequence[bytes]
-) -> list[Words]:
-    """Steps 1 and 3 at P1: c of the output's shape, one per image. ``seeds``: this party's of each image."""
-    keys.once.claim(op_index, seeds)
-    layout, noise = _layout(network, op_index, len(seeds))
+    channel: Channel, keys: ClientKeys, network: Network, op_index: int, batch: int
+) -> list[tuple[Words, Words]]:
+    """Steps 1, 3 and 5 at P1: r of the input's and c of the output's shape, for each image."""
+    keys.once.claim(op_index)
+    layout, noise = _layout(network, op_index, batch)
     noise.check()
-    strip = await channel.compute(_strip, layout, op_index, seeds, noise.bits)
-    c = np.empty((len(seeds), network.values[network.ops[op_index].output].shape[0], layout.pixels), np.uint64)
-    waiting: list[tuple[int, int]] = []
-    for unit in layout.units():
-        for first, last in _parts(layout.inputs, REQUESTS_A_MESSAGE):
+    # What no free position of a ciphertext holds stays as it is here.
+    r = await channel.compute(_uniform, channel.prg.seed(), (batch, *layout.in_shape), noise.bits)
+    strip = await channel.compute(layout.strip, r)
+    c = np.empty((batch, layout.out_shape[0], layout.pixels), np.uint64)
+    waiting: list[tuple[int, int, int]] = []
+    heads: dict[int, Residues] = {}
+    for group in range(layout.groups):
+        for chunk in _chunks(layout):
             seed = channel.prg.seed()
-            b = await channel.compute(
-                _encrypt, keys.secret, channel.prg.seed(), seed, layout, strip, unit, first, last, noise.bits
-            )
-            await channel.send(Request(seed, b))
-        waiting.append(unit)
-        if len(waiting) > 1:
-            await _receive(channel, keys.secret, layout, waiting.pop(0), noise.bits, c)
+            await channel.send(Start(seed))
+            a = await channel.compute(_values, seed, layout.inputs)
+            for index, tile in enumerate(chunk):
+                bound = await channel.compute(layout.bound, tile)
+                for first, last in _parts(layout.inputs, REQUESTS_A_MESSAGE):
+                    own = channel.prg.seed()
+                    place = (group, tile, first, last)
+                    request = await channel.compute(
+                        _encrypt, keys.secrets[index], own, a, layout, strip, place, bound, noise
+                    )
+                    await channel.send(request)
+                waiting.append((group, tile, index))
+                if len(waiting) > 1:
+                    await _receive(channel, keys, layout, waiting.pop(0), noise, heads, c)
     for unit in waiting:
-        await _receive(channel, keys.secret, layout, unit, noise.bits, c)
-    return [image.reshape(layout.out_shape) for image in c]
+        await _receive(channel, keys, layout, unit, noise, heads, c)
+    await channel.compute(layout.images, strip, r)
+    return [(one, out.reshape(layout.out_shape)) for one, out in zip(r, c, strict=True)]
 
 
 async def _receive(
-    channel: Channel, secret: bfv.SecretKey, layout: Packing, unit: tuple[int, int], bits: int, c: Words
+    channel: Channel,
+    keys: ClientKeys,
+    layout: Packing,
+    unit: tuple[int, int, int],
+    noise: bfv.NoiseBudget,
+    heads: dict[int, Residues],
+    c: Words,
 ) -> None:
-    for first, last in _parts(layout.answers, ANSWERS_A_MESSAGE):
-        received = await channel.recv(Answer, c=((last - first) * bfv.ANSWER_BYTES // 8,))
-        await channel.compute(_decrypt, secret, received.c, layout, unit, first, last, bits, c)
+    """Step 5 for a tile; before a chunk's first its heads, which replace the last chunk's."""
+    group, tile, index = unit
+    parts = list(_parts(layout.answers, ANSWERS_A_MESSAGE))
+    if index == 0:
+        for first, last in parts:
+            head = await channel.recv(Head, c=((last - first) * bfv.HEAD_BYTES // 8,))
+            heads[first] = await channel.compute(_opened, head.c, last - first)
+    for first, last in parts:
+        received = await channel.recv(Answer, c=(_answer_words(noise, last - first),))
+        await channel.compute(
+            _decrypt, keys.secrets[index], heads[first], received.c, layout, (group, tile), first, noise, c
+        )
 
 
 async def server_triples(
     channel: Channel, keys: ServerKeys, network: Network, op_index: int, numbers: LinearNumbers, seeds: Sequence[bytes]
 ) -> None:
-    """Step 2 at P0. ``seeds``: this party's of each image, from which ``mask`` makes s.
+    """Steps 2 and 4 at P0. ``seeds``: this party's of each image, from which ``mask`` makes s.
 
     Raises NoiseError where the layer does not fit, ValueError where the weights pass the network's bound on them.
     """
@@ -208,19 +277,36 @@ async def server_triples(
     check_weights(network, op_index, numbers)
     s = await channel.compute(_masks, op_index, seeds, layout, noise.bits)
     for group in range(layout.groups):
-        weights = layout.weights(numbers.weight, group)
-        for tile in range(layout.tiles):
-            sums = np.zeros((layout.answers, 2, len(bfv.PRIMES), bfv.N), np.uint32)
-            for first, last in _parts(layout.inputs, REQUESTS_A_MESSAGE):
-                request = await channel.recv(Request, b=((last - first) * bfv.REQUEST_BYTES // 8,))
-                await channel.compute(
-                    _accumulate, sums, weights, layout, noise.row_l1, first, last, request.seed, request.b
-                )
+        weights = Combination(layout, layout.weights(numbers.weight, group))
+        for chunk in _chunks(layout):
+            start = await channel.recv(Start)
+            head, u = await channel.compute(_head, keys.public, channel.prg.seed(), start.seed, weights, layout, noise)
             for first, last in _parts(layout.answers, ANSWERS_A_MESSAGE):
-                c = await channel.compute(
-                    _answer, keys.public, channel.prg.seed(), sums[first:last], layout, (group, tile), first, s, noise
-                )
-                await channel.send(Answer(c))
+                await channel.send(Head(bfv.pack(head[first:last])))
+            for index, tile in enumerate(chunk):
+                bound = await channel.compute(layout.bound, tile)
+                sums = np.zeros((layout.answers, len(bfv.PRIMES), bfv.N), np.uint32)
+                added = np.zeros((layout.answers if len(bound) else 0, bfv.N), np.uint64)
+                for first, last in _parts(layout.inputs, REQUESTS_A_MESSAGE):
+                    low, high, v = _request_words(noise, last - first, len(bound))
+                    request = await channel.recv(Request, low=(low,), high=(high,), v=(v,))
+                    await channel.compute(_accumulate, sums, added, weights, noise, first, last, bound, request)
+                for first, last in _parts(layout.answers, ANSWERS_A_MESSAGE):
+                    c = await channel.compute(
+                        _answer,
+                        keys.public,
+                        index,
+                        channel.prg.seed(),
+                        u[first:last],
+                        sums[first:last],
+                        added[first:last],
+                        layout,
+                        (group, tile),
+                        first,
+                        s,
+                        noise,
+                    )
+                    await channel.send(Answer(c))
 
 
 def check_weights(network: Network, op_index: int, numbers: LinearNumbers) -> None:
@@ -241,7 +327,7 @@ def _layout(network: Network, op_index: int, batch: int) -> tuple[Packing, bfv.N
 
     shared = 1
     while (
-        shared < bfv.N and noise(2 * shared).exceeds(SHARED_FLOOD_BITS) and 2 * shared * l1 * _HALF_PRIME <= rns.EXACT
+        shared < bfv.N and noise(2 * shared).exceeds(SHARED_FLOOD_BITS) and 2 * shared * l1 << _RESIDUE - 1 <= rns.EXACT
     ):
         shared *= 2
     layout = packing.plan(network, op_index, batch, bfv.N, shared)
@@ -252,15 +338,35 @@ def _parts(count: int, size: int) -> Iterator[tuple[int, int]]:
     return ((first, min(first + size, count)) for first in range(0, count, size))
 
 
-def _generate(seed: bytes) -> tuple[bfv.SecretKey, bytes, Residues]:
+def _chunks(layout: Packing) -> Iterator[range]:
+    """Tiles that share an a."""
+    return (range(first, last) for first, last in _parts(layout.tiles, KEYS))
+
+
+def _request_words(noise: bfv.NoiseBudget, count: int, bound: int) -> tuple[int, int, int]:
+    """Sizes of ``Request``'s fields for ``count`` ciphertexts."""
+    low = min(noise.request_bits, 64)
+    size = count * bfv.N // 64
+    return size * low, size * (noise.request_bits - low), -(-count * bound * noise.bits // 64)
+
+
+def _answer_words(noise: bfv.NoiseBudget, count: int) -> int:
+    return count * bfv.N * noise.answer_bits // 64
+
+
+def _generate(seed: bytes, count: int) -> tuple[tuple[bfv.SecretKey, ...], bytes, Residues]:
     prg = Prg(seed)
-    secret = bfv.SecretKey.generate(prg)
+    secrets = tuple(bfv.SecretKey.generate(prg) for _ in range(count))
     public_seed = prg.seed()
-    return secret, public_seed, bfv.encrypt(secret, prg, public_seed, np.zeros((1, bfv.N), np.uint64), 1)
+    return secrets, public_seed, bfv.publish(secrets, prg, public_seed)
 
 
-def _strip(layout: Packing, op_index: int, seeds: Sequence[bytes], bits: int) -> Words:
-    return layout.strip(mask(seed, op_index, layout.in_shape, bits) for seed in seeds)
+def _uniform(seed: bytes, shape: tuple[int, ...], bits: int) -> Words:
+    return Prg(seed).uniform(shape, bits)
+
+
+def _values(seed: bytes, count: int) -> Residues:
+    return bfv.to_values(bfv.expand(seed, count))
 
 
 def _masks(op_index: int, seeds: Sequence[bytes], layout: Packing, bits: int) -> Words:
@@ -274,129 +380,140 @@ def _masks(op_index: int, seeds: Sequence[bytes], layout: Packing, bits: int) ->
 def _encrypt(
     secret: bfv.SecretKey,
     own_seed: bytes,
-    public_seed: bytes,
+    a: Residues,
     layout: Packing,
     strip: Words,
-    unit: tuple[int, int],
-    first: int,
-    last: int,
-    bits: int,
-) -> Words:
-    polynomials = layout.polynomials(strip, *unit, first, last)
-    return bfv.pack(bfv.encrypt(secret, Prg(own_seed), public_seed, polynomials, bits))
+    place: tuple[int, int, int, int],
+    bound: Index,
+    noise: bfv.NoiseBudget,
+) -> Request:
+    """Step 3 for ciphertexts first <= i < last of a tile; r is written to the strip where it is not bound."""
+    group, tile, first, last = place
+    w, low, high = bfv.encrypt(secret, Prg(own_seed), a[first:last], noise)
+    v = layout.polynomials(strip, group, tile, first, last)[:, bound] + w[:, bound]
+    layout.keep(strip, group, tile, first, last, (np.uint64(0) - w) & np.uint64((1 << noise.bits) - 1), bound)
+    return Request(
+        _packed(low, min(noise.request_bits, 64)), _packed(high, noise.request_bits - 64), _packed(v, noise.bits)
+    )
+
+
+def _packed(x: Words, bits: int) -> Words:
+    if bits <= 0 or not x.size:
+        return np.empty(0, np.uint64)
+    flat = x.reshape(-1)
+    return flat if bits == 64 else bit_kernels.pack_ring(flat, bits)
+
+
+def _unpacked(words: Words, bits: int, shape: tuple[int, int]) -> Words:
+    if bits <= 0:
+        return np.zeros(shape, np.uint64)
+    return bit_kernels.unpack_ring(words, bits, math.prod(shape)).reshape(shape)
+
+
+def _width(noise: bfv.NoiseBudget, bits: int) -> int:
+    """Of the fewest digits of ``bits``-bit numbers whose products with the weights are exact."""
+    widest = (rns.EXACT // noise.row_l1).bit_length()
+    if widest < 2:
+        raise bfv.NoiseError(f"{noise.layer}: weights with sum |w| up to {noise.row_l1} are beyond exact products")
+    return -(-bits // -(-bits // widest))
+
+
+def _head(
+    keys: bfv.PublicKeys,
+    own_seed: bytes,
+    seed: bytes,
+    weights: Combination,
+    layout: Packing,
+    noise: bfv.NoiseBudget,
+) -> tuple[Residues, Residues]:
+    """Step 2: c1 of all answers and their u."""
+    sums = np.zeros((layout.answers, len(bfv.PRIMES), bfv.N), np.uint32)
+    a = bfv.expand(seed, layout.inputs)
+    width = _width(noise, _RESIDUE)
+    for first, last in _parts(layout.inputs, REQUESTS_A_MESSAGE):
+        for prime, q in enumerate(_Q):
+            planes = rns.residue_digits(a[first:last], prime, q, width)
+            for i, top, product in weights.apply(list(planes), first, last):
+                factors = np.uint64(1 << (i * width)) % _Q
+                rns.accumulate(sums[top : top + len(product)], product, factors, prime, prime + 1, _Q)
+    return bfv.head(keys, Prg(own_seed), sums)
 
 
 def _accumulate(
     sums: Residues,
-    weights: Weights,
-    layout: Packing,
-    row_l1: int,
+    added: Words,
+    weights: Combination,
+    noise: bfv.NoiseBudget,
     first: int,
     last: int,
-    seed: bytes,
-    words: Words,
+    bound: Index,
+    request: Request,
 ) -> None:
-    """Add to ``sums``, uint32 (answers, 2, 4, N), what request ciphertexts first <= i < last contribute.
+    """Add what ciphertexts first <= i < last contribute: of b to ``sums``, uint32 (answers, 4, N), of v to ``added``.
 
-    Exact: a product's partial sums stay below row_l1 2^26; where that passes 2^53 the weights are cut into limbs.
+    Exact: a product's partial sums stay below row_l1 2^(width - 1) <= 2^53 - 2^28.
     """
-    polynomials = (bfv.unpack(words, (last - first, len(bfv.PRIMES), bfv.N)), bfv.expand(seed, last - first))
-    taps = list(layout.taps(first, last))
-    width = sum(tap.columns for tap in taps)
-    rows = min(_ROWS, max(16, _BLOCK // width))
-    for top in range(0, layout.answers, rows):
-        part = sums[top : top + rows]
-        blocks = [_stacked(weights, group, top, rows) for group in _groups(taps)]
-        for limb, shift in _limbs(blocks, row_l1, width):
-            for poly, residues in enumerate(polynomials):
-                for prime, q in enumerate(bfv.PRIMES):
-                    x = rns.to_float(residues, prime, np.uint64(q))
-                    product = np.zeros((len(part), bfv.N))
-                    for w, group in zip(limb, _groups(taps), strict=True):
-                        if len(w):
-                            product[: len(w)] += w @ _shifted(x, group)
-                    rns.accumulate(part, product, poly, prime, (1 << shift) % q, np.uint64(q))
-
-
-def _groups(taps: list[Tap]) -> Iterator[list[Tap]]:
-    """Neighbouring taps of the same outputs, joined while they are thin: one matrix product each."""
-    group: list[Tap] = []
-    for tap in taps:
-        if group and (
-            tap.first_output != group[0].first_output or sum(t.columns for t in group) + tap.columns > _STACK
-        ):
-            yield group
-            group = []
-        group.append(tap)
-    if group:
-        yield group
-
-
-def _stacked(weights: Weights, group: list[Tap], top: int, rows: int) -> Weights:
-    """The weights of a group of taps for answers top <= r < top + rows, side by side."""
-    begin = group[0].first_output
-    own = weights[begin + top : min(begin + top + rows, begin + group[0].rows)]
-    return np.concatenate(
-        [t.sign * own[:, t.first_channel : t.first_channel + t.columns, t.u, t.v] for t in group], axis=1
-    )
-
-
-def _shifted(x: Floats, group: list[Tap]) -> Floats:
-    """The ciphertexts under a group of taps, each times its X^-shift: a view where it is a single tap."""
-    parts = [x[: tap.columns, tap.shift : tap.shift + bfv.N] for tap in group]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts)
-
-
-def _limbs(blocks: list[Weights], row_l1: int, width: int) -> Iterator[tuple[list[Floats], int]]:
-    """The blocks as float64 and a shift: whole where row_l1 allows, else limbs so short that ``width`` do."""
-    if row_l1 * _HALF_PRIME <= rns.EXACT:
-        yield [block.astype(np.float64) for block in blocks], 0
-        return
-    size = 26 - width.bit_length()
-    half = 1 << (size - 1)
-    rest = [block.copy() for block in blocks]
-    for i in range(math.ceil((row_l1.bit_length() + 1) / size)):
-        low = [((block + half) & (2 * half - 1)) - half for block in rest]
-        rest = [(block - limb) >> size for block, limb in zip(rest, low, strict=True)]
-        yield [limb.astype(np.float64) for limb in low], i * size
+    shape = last - first, bfv.N
+    bits = noise.request_bits
+    low = _unpacked(request.low, min(bits, 64), shape)
+    high = _unpacked(request.high, bits - 64, shape)
+    width = _width(noise, bits)
+    for i, top, product in weights.apply(list(rns.digits(low, high, bits, width)), first, last):
+        factors = np.array([pow(2, noise.request_drop + i * width, q) for q in bfv.PRIMES], np.uint64)
+        rns.accumulate(sums[top : top + len(product)], product, factors, 0, len(bfv.PRIMES), _Q)
+    if len(bound):
+        v = np.zeros(shape, np.uint64)
+        v[:, bound] = _unpacked(request.v, noise.bits, (last - first, len(bound)))
+        width = _width(noise, noise.bits)
+        # A digit's numbers are around 2^(bits - 1), which is to stand for zero.
+        v ^= np.uint64(1 << (noise.bits - 1))
+        for i, top, product in weights.apply(list(rns.digits(v, np.zeros_like(v), noise.bits, width)), first, last):
+            added[top : top + len(product)] += product.astype(np.int64).astype(np.uint64) << np.uint64(i * width)
 
 
 def _answer(
-    public: bfv.PublicKey,
+    public: bfv.PublicKeys,
+    index: int,
     own_seed: bytes,
+    u: Residues,
     sums: Residues,
+    added: Words,
     layout: Packing,
     unit: tuple[int, int],
     first: int,
     s: Words,
     noise: bfv.NoiseBudget,
 ) -> Words:
-    """Answers first <= r < first + len(sums) of a unit, packed. Masks are s where an output lies, fresh elsewhere."""
+    """Answers first <= r < first + len(sums) of a tile, packed. Masks are s where an output lies, fresh elsewhere."""
     prg = Prg(own_seed)
     masks = prg.uniform((len(sums), bfv.N), noise.bits)
     for rows, channels, position, image, pixel in _places(layout, unit, first, len(sums)):
         masks[rows, position] = s[image, channels, pixel]
-    return bfv.pack(bfv.answer(public, prg, sums, masks, noise))
+    if len(added):
+        masks -= added
+        masks &= np.uint64((1 << noise.bits) - 1)
+    return _packed(bfv.answer(public, index, prg, u, sums, masks, noise), noise.answer_bits)
+
+
+def _opened(words: Words, count: int) -> Residues:
+    """Values of heads."""
+    return bfv.to_values(bfv.unpack(words, (count, bfv.KEPT, bfv.N)))
 
 
 def _decrypt(
     secret: bfv.SecretKey,
+    head: Residues,
     words: Words,
     layout: Packing,
     unit: tuple[int, int],
     first: int,
-    last: int,
-    bits: int,
+    noise: bfv.NoiseBudget,
     c: Words,
 ) -> None:
-    """Write the outputs that answers first <= r < last hold to ``c``, uint64 (images, channels, pixels)."""
-    residues = bfv.unpack(words, (last - first, 2, bfv.KEPT, bfv.N))
-    plain = bfv.decrypt(secret, residues, bits)
-    for rows, channels, position, image, pixel in _places(layout, unit, first, last - first):
+    """Write the outputs of answers first <= r < first + len(head) to ``c``, uint64 (images, channels, pixels)."""
+    plain = bfv.decrypt(secret, head, _unpacked(words, noise.answer_bits, (len(head), bfv.N)), noise)
+    for rows, channels, position, image, pixel in _places(layout, unit, first, len(head)):
         c[image, channels, pixel] = plain[rows, position]
-
-
-Index = npt.NDArray[np.int64]
 
 
 def _places(

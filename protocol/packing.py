@@ -101,18 +101,10 @@ class Packing:
         """uint64 (groups, channels, strip_rows, pitch), zero where there is padding. ``images``: (c, h, w) each."""
         per_group = self.in_shape[0] // self.groups
         strip = np.zeros((self.groups, len(self.phases), per_group, self.strip_rows, self.pitch), np.uint64)
-        padded = tuple(rows + r - 1 for rows, r in zip(self.out_shape[1:], self.reach, strict=True))
         for b, image in enumerate(images):
             grouped = image.reshape(self.groups, per_group, *self.in_shape[1:])
-            for index, phase in enumerate(self.phases):
-                (top, rows, y), (left, columns, x) = (
-                    _phase(self.in_shape[1 + d], self.stride[d], self.padding[d], phase[d], padded[d]) for d in (0, 1)
-                )
-                if rows > 0 and columns > 0:
-                    pixels = grouped[:, :, y :: self.stride[0], x :: self.stride[1]]
-                    first = b * self.image_rows + top
-                    target = strip[:, index, :, first : first + rows, left : left + columns]
-                    target[...] = pixels[:, :, :rows, :columns]
+            for index, target, source in self._places(b):
+                strip[(slice(None), index, slice(None), *target)] = grouped[(slice(None), slice(None), *source)]
         return strip.reshape(self.groups, self.channels, self.strip_rows, self.pitch)
 
     def polynomials(self, strip: Words, group: int, tile: int, first: int, last: int) -> Words:
@@ -124,6 +116,62 @@ class Packing:
             flat = channels.reshape(len(channels), rows.shape[1] * rows.shape[2])
             out[: len(flat), slot * self.size : slot * self.size + flat.shape[1]] = flat
         return out
+
+    def bound(self, tile: int) -> npt.NDArray[np.int64]:
+        """Positions of a tile's request plaintexts that are not free to hold anything, because they hold zero, nothing
+        at all, or what an earlier tile holds too, in at least one of the ciphertexts.
+
+        Without padding, a kernel's reach or several outputs an answer, whatever lies outside a channel harms no output.
+        """
+        if self.reach == (1, 1) and self.out_slots == 1 and self.padding == (0, 0):
+            return np.empty(0, np.int64)
+        ones = [np.ones((1, *self.in_shape[1:]), np.uint64)] * self.batch
+        single = dataclasses.replace(self, groups=1, in_shape=(1, *self.in_shape[1:]), channels=len(self.phases))
+        real = single.strip(ones)[0].all(axis=0)
+        rows = real[tile * self.step : tile * self.step + self.tile_rows].copy()
+        if tile:
+            rows[: self.reach[0] - 1] = False
+        free = np.zeros(self.n, np.bool_)
+        full = self.channels // self.inputs  # slots that every ciphertext fills
+        for slot in range(full):
+            free[slot * self.size : slot * self.size + rows.size] = rows.reshape(-1)
+        return np.flatnonzero(~free)
+
+    def keep(
+        self, strip: Words, group: int, tile: int, first: int, last: int, plain: Words, bound: npt.NDArray[np.int64]
+    ) -> None:
+        """Write request plaintexts first <= i < last back to the strip, but for ``bound`` positions."""
+        rows = strip[group, :, tile * self.step : tile * self.step + self.tile_rows]
+        area = rows.shape[1] * rows.shape[2]
+        free = np.ones(self.n, np.bool_)
+        free[bound] = False
+        for slot in range(self.slots):
+            channels = rows[slot * self.inputs + first : slot * self.inputs + last]
+            part = slice(slot * self.size, slot * self.size + area)
+            mine = plain[: len(channels), part].reshape(channels.shape)
+            np.copyto(channels, mine, where=free[part].reshape(channels.shape[1:]))
+
+    def images(self, strip: Words, images: Words) -> None:
+        """Write the pixels in the strip to ``images``, uint64 (batch, c, h, w), where the strip has them."""
+        per_group = self.in_shape[0] // self.groups
+        by_phase = strip.reshape(self.groups, len(self.phases), per_group, self.strip_rows, self.pitch)
+        for b, image in enumerate(images):
+            grouped = image.reshape(self.groups, per_group, *self.in_shape[1:])
+            for index, source, target in self._places(b):
+                grouped[(slice(None), slice(None), *target)] = by_phase[(slice(None), index, slice(None), *source)]
+
+    def _places(self, b: int) -> Iterator[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
+        """Per phase that has pixels: its index, rows and columns of image b in the strip and in the image."""
+        padded = tuple(rows + r - 1 for rows, r in zip(self.out_shape[1:], self.reach, strict=True))
+        for index, phase in enumerate(self.phases):
+            (top, rows, y), (left, columns, x) = (
+                _phase(self.in_shape[1 + d], self.stride[d], self.padding[d], phase[d], padded[d]) for d in (0, 1)
+            )
+            if rows > 0 and columns > 0:
+                first = b * self.image_rows + top
+                (dy, dx) = self.stride
+                pixels = slice(y, y + (rows - 1) * dy + 1, dy), slice(x, x + (columns - 1) * dx + 1, dx)
+                yield index, (slice(first, first + rows), slice(left, left + columns)), pixels
 
     def weights(self, weight: Weights, group: int) -> Weights:
         """The group's weights by phase: int64 (outputs, channels, reach), zero where a phase has no tap.

@@ -5,8 +5,9 @@ of images and hands them to sinks. Matrix triples come first, for the whole batc
 channel of several images); the correlations that come from oblivious transfer follow image by image.
 
 A unit is what one image eats. Its ``seed`` is 16 fresh bytes of the operating system's at each party, from which that
-party's masks (r at P1, s at P0) are expanded. A unit that was not finished is burnt whole: a retry has a new id, new
-seeds, a new homomorphic key and new base OTs, so that old and new are never mixed.
+party's masks are expanded (s at P0; r, P1's, comes out of the triples' making and is stored). A unit that was not
+finished is burnt whole: a retry has a new id, new seeds, new homomorphic keys and new base OTs, so that old and new are
+never mixed.
 """
 
 from __future__ import annotations
@@ -129,9 +130,9 @@ async def make_matrix_triples(
         raise ValueError("every unit of a batch has its own sink and its own seed")
     keys: matrix_triple.ServerKeys | matrix_triple.ClientKeys
     if channel.party == MODEL_OWNER:
-        keys = await matrix_triple.server_keys(channel)
+        keys = await matrix_triple.server_keys(channel, network, len(seeds))
     else:
-        keys = await matrix_triple.client_keys(channel)
+        keys = await matrix_triple.client_keys(channel, network, len(seeds))
     for need in matrix_needs(network):
         triples = await _matrix_triples(channel, keys, network, numbers, need, list(seeds))
         for sink, triple in zip(sinks, triples, strict=True):
@@ -169,11 +170,8 @@ async def _matrix_triples(
         assert isinstance(own, LinearNumbers)
         await matrix_triple.server_triples(channel, keys, network, need.op, own, seeds)
         return [MatrixServer(matrix_triple.mask(seed, need.op, need.output_shape, need.bits)) for seed in seeds]
-    answers = await matrix_triple.client_triples(channel, keys, network, need.op, seeds)
-    return [
-        MatrixClient(matrix_triple.mask(seed, need.op, need.input_shape, need.bits), c)
-        for seed, c in zip(seeds, answers, strict=True)
-    ]
+    made = await matrix_triple.client_triples(channel, keys, network, need.op, len(seeds))
+    return [MatrixClient(r, c) for r, c in made]
 
 
 def _cots(need: Need) -> int:
@@ -225,7 +223,7 @@ def online_bits(need: Need) -> int:
 
 
 def stored_bits(need: Need, party: int) -> int:
-    """Bits of a need's correlation at rest at one party. Masks are kept as the unit's seed."""
+    """Bits of a need's correlation at rest at one party. P0's masks are kept as the unit's seed."""
     match need:
         case LeafNeed():
             return need.count * ((2 << need.block) if party == MODEL_OWNER else need.block + 2)
@@ -234,7 +232,8 @@ def stored_bits(need: Need, party: int) -> int:
         case StringNeed():
             return need.count * (2 * need.bits if party == need.sender else 1 + need.bits)
         case MatrixNeed():
-            return need.bits * math.prod(need.output_shape) if party == DATA_OWNER else 0
+            entries = math.prod(need.input_shape) + math.prod(need.output_shape)
+            return need.bits * entries if party == DATA_OWNER else 0
 
 
 def estimate(network: Network, images: int, batch: int, extension: Extension = "iknp") -> Estimate:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from mpcd.protocol import bfv, lockstep, matrix_triple
+from mpcd.protocol import bfv, combination, lockstep, matrix_triple
 from mpcd.protocol import network as ir
 from mpcd.protocol.bfv import N, NoiseError
 from mpcd.protocol.channel import Channel
@@ -25,25 +25,25 @@ def seeds(count: int) -> list[bytes]:
 
 @dataclasses.dataclass
 class Made:
-    """A run's outcome: c of every image, both keys, traffic."""
+    """A run's outcome: r and c of every image, both keys, traffic."""
 
-    c: list[np.ndarray]
+    made: list[tuple[np.ndarray, np.ndarray]]
     client: matrix_triple.ClientKeys
     server: matrix_triple.ServerKeys
     run: lockstep.Run
 
 
-def make(network: ir.Network, numbers: ir.LinearNumbers, r: list[bytes], s: list[bytes]) -> Made:
+def make(network: ir.Network, numbers: ir.LinearNumbers, s: list[bytes]) -> Made:
     ends = Channel(0, SESSION), Channel(1, SESSION)
 
     async def server() -> matrix_triple.ServerKeys:
-        keys = await matrix_triple.server_keys(ends[0])
+        keys = await matrix_triple.server_keys(ends[0], network, len(s))
         await matrix_triple.server_triples(ends[0], keys, network, OP, numbers, s)
         return keys
 
-    async def client() -> tuple[matrix_triple.ClientKeys, list[np.ndarray]]:
-        keys = await matrix_triple.client_keys(ends[1])
-        return keys, await matrix_triple.client_triples(ends[1], keys, network, OP, r)
+    async def client() -> tuple[matrix_triple.ClientKeys, list[tuple[np.ndarray, np.ndarray]]]:
+        keys = await matrix_triple.client_keys(ends[1], network, len(s))
+        return keys, await matrix_triple.client_triples(ends[1], keys, network, OP, len(s))
 
     run = lockstep.run(server(), client())
     return Made(run.results[1][1], run.results[1][0], run.results[0], run)
@@ -57,18 +57,18 @@ def check(layer: Layer, batch: int, bits: int, weight: np.ndarray | None = None)
     if weight is None:
         weight = np.random.default_rng().integers(-300, 301, layer.weight_shape)
     network = layer.network(bits, l1(weight))
-    r, s = seeds(batch), seeds(batch)
-    made = make(network, numbers(weight), r, s)
+    s = seeds(batch)
+    made = make(network, numbers(weight), s)
     shape = network.values[1].shape
-    assert len(made.c) == batch
-    for i in range(batch):
-        mask_r = matrix_triple.mask(r[i], OP, layer.shape, bits)
-        mask_s = matrix_triple.mask(s[i], OP, shape, bits)
-        expected = (layer.apply(weight, mask_r) - mask_s) & np.uint64((1 << bits) - 1)
-        assert made.c[i].dtype == np.uint64
-        np.testing.assert_array_equal(made.c[i], expected)
+    assert len(made.made) == batch
+    for i, (r, c) in enumerate(made.made):
+        assert r.shape == layer.shape
+        assert r.max() >> bits == 0
+        expected = layer.apply(weight, r) - matrix_triple.mask(s[i], OP, shape, bits)
+        assert c.dtype == np.uint64
+        np.testing.assert_array_equal(c, expected & np.uint64((1 << bits) - 1))
     up, down = matrix_triple.traffic(network, OP, batch)
-    assert made.run.traffic[1].payload_bytes == up + matrix_triple.KEY_BYTES
+    assert made.run.traffic[1].payload_bytes == up + matrix_triple.key_bytes(network, batch)
     assert made.run.traffic[0].payload_bytes == down
     layout, _ = matrix_triple._layout(network, OP, batch)
     units = layout.groups * layout.tiles
@@ -114,6 +114,19 @@ def test_images_larger_than_a_ciphertext(layer, batch):
     check(layer, batch, 36)
 
 
+@pytest.mark.parametrize("keys", [1, 3, 4, 64])
+@pytest.mark.parametrize("groups", [1, 2])
+def test_tiles_that_share_an_a(monkeypatch, keys, groups):
+    monkeypatch.setattr(matrix_triple, "KEYS", keys)
+    layer = Layer((2, 112, 112), 2, (3, 3), padding=(1, 1), groups=groups)
+    made = check(layer, 1, 33)
+    layout, _ = matrix_triple._layout(layer.network(33, 1), OP, 1)
+    assert layout.tiles == 4
+    assert len(made.client.secrets) == len(made.server.public.b) == min(keys, 4)
+    starts = made.run.traffic[1].messages - 1 - 4 * groups
+    assert starts == groups * -(-4 // keys)
+
+
 @pytest.mark.parametrize("bits", [2, 17, 29, 40, 44])
 def test_rings(bits):
     check(Layer((2, 5, 5), 2, (3, 3), padding=(1, 1)), 2, bits, np.random.default_rng().integers(-9, 10, (2, 2, 3, 3)))
@@ -122,10 +135,11 @@ def test_rings(bits):
 def test_more_ciphertexts_than_a_message_holds(monkeypatch):
     monkeypatch.setattr(matrix_triple, "REQUESTS_A_MESSAGE", 3)
     monkeypatch.setattr(matrix_triple, "ANSWERS_A_MESSAGE", 2)
-    monkeypatch.setattr(matrix_triple, "_BLOCK", 1)  # and more answers than weights are held for at once
+    monkeypatch.setattr(combination, "_ROWS", 4)  # and more answers than products are held for at once
+    monkeypatch.setattr(combination, "_KEPT", 1)
     made = check(Layer((7, 60, 60), 35, (1, 1)), 1, 33)
-    assert made.run.traffic[1].messages == 1 + 3
-    assert made.run.traffic[0].messages == 18
+    assert made.run.traffic[1].messages == 1 + 1 + 3
+    assert made.run.traffic[0].messages == 18 + 18
     check(Layer((7, 30, 60), 35, (1, 1)), 1, 33)
 
 
@@ -143,63 +157,75 @@ def test_extreme_weights(bits, log_l1, whole):
     weight[3] = 0
     weight[3, 1, 2, 0] = -36 * largest
     layout, noise = matrix_triple._layout(layer.network(bits, l1(weight)), OP, 1)
-    assert (noise.row_l1 << 26 <= 2**53 - 2**28) == whole
+    assert (matrix_triple._width(noise, 27) == 27) == whole
     assert noise.row_l1 == layout.out_slots * l1(weight)
     check(layer, 1, bits, weight)
 
 
-@pytest.mark.parametrize("row_l1", [(1 << 27) - 4, 1 << 27, 1 << 40])
-def test_sums_are_exact_at_the_extremes_of_residues(row_l1):
-    """Residues around q / 2, where a centred residue is largest, with all weights pushing the same way."""
+@pytest.mark.parametrize("row_l1", [(1 << 20) - 8, (1 << 27) - 8, 1 << 40])
+def test_sums_are_exact_at_the_extremes(row_l1):
+    """Digits and residues where they are largest, with all weights pushing the same way."""
     layer = Layer((8, 60, 60), 2, (1, 1))
-    layout, _ = matrix_triple._layout(layer.network(17, row_l1), OP, 1)
+    layout, noise = matrix_triple._layout(layer.network(17, row_l1), OP, 1)
     assert (layout.inputs, layout.answers) == (8, 2)
     weight = np.full((2, 8, 1, 1), row_l1 // 8)
     weight[1, ::2] *= -1
-    b = np.empty((8, 4, N), np.uint32)
+    weights = combination.Combination(layout, weight)
+    bits = noise.request_bits
+    width = matrix_triple._width(noise, bits)
+    largest = sum(2 ** (width - 1) << i * width for i in range(bits // width))
+    middle = 1 << (bits - 1)
+    values = np.full((8, N), middle, object)
+    values[:, :4] = [0, 2 * middle - 1, middle - 1, middle + min(largest, middle - 1)]
+    values[::2, 4] = 0
+    values[1::2, 4] = 2 * middle - 1
+    packed = [matrix_triple._packed((values >> at & 2**64 - 1).astype(np.uint64), min(bits - at, 64)) for at in (0, 64)]
+    request = matrix_triple.Request(*packed, np.empty(0, np.uint64))
+    sums = np.zeros((2, 4, N), np.uint32)
+    added = np.zeros((0, N), np.uint64)
+    matrix_triple._accumulate(sums, added, weights, noise, 0, 8, np.empty(0, np.int64), request)
+    expected = weight[:, :, 0, 0].astype(object) @ ((values - middle) << noise.request_drop)
     for p, q in enumerate(bfv.PRIMES):
-        b[:, p, 0], b[:, p, 1], b[:, p, 2], b[:, p, 3:] = q // 2, q // 2 + 1, q - 1, 0
-        b[::2, p, 4] = q // 2
-        b[1::2, p, 4] = q // 2 + 1
-    seed = Prg.fresh().seed()
-    sums = np.zeros((2, 2, 4, N), np.uint32)
-    matrix_triple._accumulate(sums, layout.weights(weight, 0), layout, row_l1, 0, 8, seed, bfv.pack(b))
-    for poly, x in enumerate((b, bfv.expand(seed, 8))):
-        for p, q in enumerate(bfv.PRIMES):
-            expected = weight[:, :, 0, 0].astype(object) @ x[:, p].astype(object) % q
-            np.testing.assert_array_equal(sums[:, poly, p], expected.astype(np.uint32))
+        np.testing.assert_array_equal(sums[:, p], (expected % q).astype(np.uint32))
 
 
 class Tapped(Channel):
     """Keeps what it received."""
 
-    def __init__(self) -> None:
-        super().__init__(1, SESSION)
+    def __init__(self, prg: Prg | None) -> None:
+        super().__init__(1, SESSION, prg)
         self.answers: list[np.ndarray] = []
+        self.heads: list[np.ndarray] = []
 
     async def recv(self, cls, **shapes):
         message = await super().recv(cls, **shapes)
-        self.answers.append(message.c)
+        (self.heads if cls is matrix_triple.Head else self.answers).append(message.c)
         return message
 
 
-def everything_p1_sees(network: ir.Network, weight: np.ndarray, r: list[bytes], s: list[bytes]) -> np.ndarray:
-    """All 4096 plaintext coefficients of all answers, as P1 can decrypt them."""
-    server_end, client_end = Channel(0, SESSION), Tapped()
+def everything_p1_sees(
+    network: ir.Network, weight: np.ndarray, s: list[bytes], prg: Prg | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """r of the one image and all 4096 plaintext coefficients of all answers, as P1 can decrypt them.
+
+    ``prg``: P1's randomness.
+    """
+    server_end, client_end = Channel(0, SESSION), Tapped(prg)
 
     async def server() -> None:
-        keys = await matrix_triple.server_keys(server_end)
+        keys = await matrix_triple.server_keys(server_end, network, 1)
         await matrix_triple.server_triples(server_end, keys, network, OP, numbers(weight), s)
 
-    async def client() -> bfv.SecretKey:
-        keys = await matrix_triple.client_keys(client_end)
-        await matrix_triple.client_triples(client_end, keys, network, OP, r)
-        return keys.secret
+    async def client() -> tuple[bfv.SecretKey, np.ndarray]:
+        keys = await matrix_triple.client_keys(client_end, network, 1)
+        ((r, _),) = await matrix_triple.client_triples(client_end, keys, network, OP, 1)
+        return keys.secrets[0], r
 
-    secret = lockstep.run(server(), client()).results[1]
-    words = np.concatenate(client_end.answers)
-    residues = bfv.unpack(words, (words.nbytes // bfv.ANSWER_BYTES, 2, bfv.KEPT, N))
-    return bfv.decrypt(secret, residues, network.values[1].bits)
+    secret, r = lockstep.run(server(), client()).results[1]
+    layout, noise = matrix_triple._layout(network, OP, 1)
+    head = matrix_triple._opened(np.concatenate(client_end.heads), layout.answers)
+    c0 = matrix_triple._unpacked(np.concatenate(client_end.answers), noise.answer_bits, (layout.answers, N))
+    return r, bfv.decrypt(secret, head, c0, noise)
 
 
 def test_every_coefficient_of_an_answer_is_masked():
@@ -207,11 +233,11 @@ def test_every_coefficient_of_an_answer_is_masked():
     bits = 33
     weight = np.random.default_rng().integers(1, 100, layer.weight_shape)
     network = layer.network(bits, l1(weight))
-    r, s = seeds(1), seeds(1)
-    seen = everything_p1_sees(network, weight, r, s)
+    s = seeds(1)
+    r, seen = everything_p1_sees(network, weight, s)
     layout, _ = matrix_triple._layout(network, OP, 1)
     # What the answer would be without masks, from public layout, r and W.
-    strip = layout.strip([matrix_triple.mask(r[0], OP, layer.shape, bits)])
+    strip = layout.strip([r])
     inputs = layout.polynomials(strip, 0, 0, 0, layout.inputs)
     product = np.zeros((layout.answers, N), np.uint64)
     weights = layout.weights(weight, 0)
@@ -241,13 +267,27 @@ def test_two_answers_with_the_same_inputs_are_unrelated():
     layer = Layer((2, 6, 6), 2)
     weight = np.ones(layer.weight_shape, np.int64)
     network = layer.network(33, l1(weight))
-    r, s = seeds(1), seeds(1)
-    one, two = (everything_p1_sees(network, weight, r, s) for _ in range(2))
-    same = one == two
-    # Seeds are the same here, so c is the same and nothing else is. (Real units never meet twice.)
-    assert same.sum() == 2 * 36
-    one, two = (everything_p1_sees(network, weight, r, seeds(1)) for _ in range(2))
+    s, own = seeds(1), Prg.fresh().seed()
+    (r1, one), (r2, two) = (everything_p1_sees(network, weight, s, Prg(own)) for _ in range(2))
+    np.testing.assert_array_equal(r1, r2)
+    # r and s are the same here, so c is the same and nothing else is. (Real units never meet twice.)
+    assert (one == two).sum() == 2 * 36
+    (_, one), (_, two) = (everything_p1_sees(network, weight, seeds(1), Prg(own)) for _ in range(2))
     assert (one == two).sum() == 0
+
+
+@pytest.mark.parametrize("layer", [Layer((4, 60, 60), 1), Layer((4, 60, 60), 1, (3, 3), (1, 1), (1, 1))])
+def test_the_masks_that_follow_from_ciphertexts_are_uniform(layer):
+    network, bits = layer.network(33, 100), 33
+    made = make(network, numbers(np.ones(layer.weight_shape, np.int64)), seeds(2))
+    r = np.concatenate([r.reshape(-1) for r, _ in made.made])
+    assert len(np.unique(r)) > r.size - 8
+    ones = np.array([(r >> np.uint64(i) & np.uint64(1)).mean() for i in range(bits)])
+    assert abs(ones - 0.5).max() < 5 / 2 / np.sqrt(r.size)
+    counts = np.bincount((r >> np.uint64(bits - 6)).astype(np.int64), minlength=64)
+    assert abs(counts - r.size / 64).max() < 6 * np.sqrt(r.size / 64)
+    again = make(network, numbers(np.ones(layer.weight_shape, np.int64)), seeds(2))
+    assert (again.made[0][0] == made.made[0][0]).sum() == 0
 
 
 def test_masks():
@@ -270,25 +310,25 @@ def small() -> tuple[ir.Network, ir.LinearNumbers]:
     return layer.network(33, 3), numbers(weight)
 
 
-def run_again(made: Made, network: ir.Network, own: ir.LinearNumbers, r: list[bytes], s: list[bytes]) -> None:
+def run_again(made: Made, network: ir.Network, own: ir.LinearNumbers, s: list[bytes]) -> None:
     lockstep.run(
         matrix_triple.server_triples(Channel(0, SESSION), made.server, network, OP, own, s),
-        matrix_triple.client_triples(Channel(1, SESSION), made.client, network, OP, r),
+        matrix_triple.client_triples(Channel(1, SESSION), made.client, network, OP, 2),
     )
 
 
 def test_nothing_is_answered_twice():
     network, own = small()
-    r, s = seeds(2), seeds(2)
-    made = make(network, own, r, s)
+    s = seeds(2)
+    made = make(network, own, s)
     with pytest.raises(matrix_triple.ReuseError, match="operation 1 was already done"):
-        run_again(made, network, own, r, s)
+        run_again(made, network, own, s)
     with pytest.raises(matrix_triple.ReuseError, match="one set of seeds"):
-        run_again(made, network, own, seeds(2), seeds(2))
+        run_again(made, network, own, seeds(2))
     # Each party refuses by itself.
     for coroutine in (
         matrix_triple.server_triples(Channel(0, SESSION), made.server, network, OP, own, s),
-        matrix_triple.client_triples(Channel(1, SESSION), made.client, network, OP, r),
+        matrix_triple.client_triples(Channel(1, SESSION), made.client, network, OP, 2),
     ):
         with pytest.raises(matrix_triple.ReuseError):
             coroutine.send(None)
@@ -300,23 +340,23 @@ def test_wire_baseline():
     weight = np.arange(-27, 27).reshape(layer.weight_shape)
     network = layer.network(33, l1(weight))
     ends = Channel(0, SESSION, Prg(bytes(16))), Channel(1, SESSION, Prg(bytes([1] * 16)))
-    r, s = ([bytes([party, i] * 8) for i in range(2)] for party in (1, 0))
+    s = [bytes([0, i] * 8) for i in range(2)]
 
     async def server() -> None:
-        keys = await matrix_triple.server_keys(ends[0])
+        keys = await matrix_triple.server_keys(ends[0], network, 2)
         await matrix_triple.server_triples(ends[0], keys, network, OP, numbers(weight), s)
 
     async def client() -> None:
-        keys = await matrix_triple.client_keys(ends[1])
-        await matrix_triple.client_triples(ends[1], keys, network, OP, r)
+        keys = await matrix_triple.client_keys(ends[1], network, 2)
+        await matrix_triple.client_triples(ends[1], keys, network, OP, 2)
 
     digests = [t.digest.hexdigest()[:16] for t in lockstep.run(server(), client()).traffic]
-    assert digests == ["e2fad29f1e8e55a3", "2f30502cb5871f0c"]
+    assert digests == ["7574a723d694fd0e", "63ef458fa9db22d1"]
 
 
 def test_an_interrupted_operation_counts_as_done():
     network, own = small()
-    made = make(network, own, seeds(1), seeds(1))
+    made = make(network, own, seeds(1))
     s = seeds(1)
     keys = matrix_triple.ServerKeys(made.server.public, matrix_triple._Once())
     coroutine = matrix_triple.server_triples(Channel(0, SESSION), keys, network, OP, own, s)
@@ -329,23 +369,23 @@ def test_an_interrupted_operation_counts_as_done():
 def test_images_have_different_seeds():
     network, own = small()
     with pytest.raises(matrix_triple.ReuseError, match="same seed"):
-        make(network, own, seeds(1) * 2, seeds(2))
+        make(network, own, seeds(1) * 2)
 
 
 def test_weights_past_the_stated_bound_are_refused():
     layer = Layer((2, 2, 2), 2)
     weight = np.array([[[[50]], [[-50]]], [[[51]], [[50]]]])
     with pytest.raises(ValueError, match=r"operation 1: sum \|w\| .* passes the 100"):
-        make(layer.network(33, 100), numbers(weight), seeds(1), seeds(1))
+        make(layer.network(33, 100), numbers(weight), seeds(1))
     weight[1, 0] = 50
-    make(layer.network(33, 100), numbers(weight), seeds(1), seeds(1))
+    make(layer.network(33, 100), numbers(weight), seeds(1))
 
 
 def test_layers_without_room_for_noise_are_refused_by_name():
     layer = Layer((2, 2, 2), 2)
     network = layer.network(44, 1 << 20)
     with pytest.raises(NoiseError, match=r"operation 1 \(Linear to 2x2x2\): a ring of 44 bits"):
-        make(network, numbers(np.ones(layer.weight_shape, np.int64)), seeds(1), seeds(1))
+        make(network, numbers(np.ones(layer.weight_shape, np.int64)), seeds(1))
     with pytest.raises(NoiseError):
         matrix_triple.budget(network, OP).check()
     matrix_triple.budget(layer.network(44, 1 << 10), OP).check()
@@ -356,11 +396,11 @@ def test_malformed_residues_are_refused():
 
     async def client() -> None:
         await ends[1].send(
-            matrix_triple.PublicKeyMessage(bytes(16), np.full(bfv.REQUEST_BYTES // 8, 2**64 - 1, np.uint64))
+            matrix_triple.PublicKeysMessage(bytes(16), np.full(bfv.KEY_BYTES // 8, 2**64 - 1, np.uint64))
         )
 
     with pytest.raises(WireError, match="not below its prime"):
-        lockstep.run(matrix_triple.server_keys(ends[0]), client())
+        lockstep.run(matrix_triple.server_keys(ends[0], small()[0], 2), client())
 
 
 def test_sharing_answers_keeps_the_flood_wide():
