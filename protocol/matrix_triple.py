@@ -59,7 +59,7 @@ from mpcd.protocol.wire import array, blob, message
 Words = npt.NDArray[np.uint64]
 Index = npt.NDArray[np.int64]
 
-KEYS = 1
+KEYS = 64  # that share an a: one for a tile of a layer
 REQUESTS_A_MESSAGE = 256
 ANSWERS_A_MESSAGE = 128
 SHARED_FLOOD_BITS = 44.0  # outputs share an answer only where flooding stays this good
