@@ -15,7 +15,16 @@ MODEL = {
     "comparisons", "added",
 }  # fmt: skip
 COST = {"offline_bytes", "online_bytes", "disk_bytes", "peer_disk_bytes", "cots", "memory_bytes"}
-ESTIMATE = COST | {"ready", "missing", "images", "seconds", "online_seconds", "disk_free_bytes", "measured"}
+ESTIMATE = COST | {
+    "extension",
+    "ready",
+    "missing",
+    "images",
+    "seconds",
+    "online_seconds",
+    "disk_free_bytes",
+    "measured",
+}
 DATASET = {
     "name", "path", "labels", "commitment", "files", "decodable", "images", "labelled", "findings", "skipped",
     "unmatched_labels", "joined_by", "ignored_columns", "added",
@@ -24,7 +33,7 @@ STOCK = {"peer", "model", "commitment", "ready", "making", "spent", "burnt", "di
 SESSION = {
     "id", "role", "peer", "model", "dataset", "reveal", "images", "done", "attempts", "units_ready", "state", "reason",
     "model_commitment", "dataset_commitment", "network_digest", "recipe_digest", "ring", "software", "peer_software",
-    "created", "approved_by", "started", "finished", "offline", "online",
+    "created", "approved_by", "approved", "started", "finished", "offline", "online",
 }  # fmt: skip
 STATUS = {
     "version", "protocol_version", "software", "name", "fingerprint", "listen", "state_dir", "started", "threads",
