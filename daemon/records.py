@@ -19,12 +19,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mpcd.daemon.errors import Conflict, NotFound
+from mpcd.daemon.errors import Conflict, NotFound, Refused
 
 DATA_OWNER_ROLE = "data-owner"
 MODEL_OWNER_ROLE = "model-owner"
 FINAL = ("done", "denied", "failed", "cancelled")
 RUNNING = ("approved", "offline", "online")
+MOST_AGAIN = 2  # times that one image's scores are revealed once more: the data owner crashed before it wrote them down
+MOST_REPEATS = 8  # of these in a session: a query beyond the agreed ones each
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS session (
@@ -69,6 +71,22 @@ CREATE TABLE IF NOT EXISTS image (
 CREATE TRIGGER IF NOT EXISTS image_stays BEFORE UPDATE ON image BEGIN
     SELECT RAISE(ABORT, 'a result is written once');
 END;
+CREATE TABLE IF NOT EXISTS reveal (
+    session    TEXT NOT NULL REFERENCES session (id),
+    number     INTEGER NOT NULL,
+    at         REAL NOT NULL
+);
+CREATE INDEX IF NOT EXISTS reveal_by_session ON reveal (session, number);
+CREATE TRIGGER IF NOT EXISTS reveal_stays BEFORE UPDATE ON reveal BEGIN
+    SELECT RAISE(ABORT, 'what was revealed stays');
+END;
+CREATE TRIGGER IF NOT EXISTS reveal_is_kept BEFORE DELETE ON reveal BEGIN
+    SELECT RAISE(ABORT, 'what was revealed stays');
+END;
+CREATE TABLE IF NOT EXISTS told (
+    session    TEXT PRIMARY KEY REFERENCES session (id),
+    text       TEXT NOT NULL
+);
 CREATE TABLE IF NOT EXISTS rate (
     peer       TEXT NOT NULL,
     phase      TEXT NOT NULL,
@@ -225,15 +243,50 @@ class Records:
         with self._commit() as db:
             db.execute("INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?)", (id, number, blob, time.time()))
 
+    def reveal(self, id: str, number: int) -> None:
+        """Model owner: its share of this image's scores goes out next. Raises Refused where that is too often."""
+        with self._commit() as db:
+            self._check_reveal(db, id, number)
+            db.execute("INSERT INTO reveal VALUES (?, ?, ?)", (id, number, time.time()))
+
+    def check_reveal(self, id: str, number: int) -> None:
+        """Raise Refused where ``reveal`` would."""
+        with self._lock:
+            self._check_reveal(self._db, id, number)
+
+    def _check_reveal(self, db: sqlite3.Connection, id: str, number: int) -> None:
+        counts = dict(db.execute("SELECT number, count(*) FROM reveal WHERE session = ? GROUP BY 1", (id,)).fetchall())
+        again = counts.get(number, 0)
+        repeats = sum(counts.values()) - len(counts)
+        if again > MOST_AGAIN or (again and repeats >= MOST_REPEATS):
+            raise Refused(
+                f"session {id[:12]}: the scores of image {number} were revealed {again} times,"
+                f" and {repeats} of this session's a second time or more",
+                "start a new session",
+            )
+
+    def set_told(self, id: str, text: str) -> None:
+        """What the peer may hear about the end of this session; the reason itself is ours."""
+        with self._commit() as db:
+            db.execute("INSERT OR REPLACE INTO told VALUES (?, ?)", (id, text[:500]))
+
+    def told(self, id: str) -> str:
+        with self._lock:
+            row = self._db.execute("SELECT text FROM told WHERE session = ?", (id,)).fetchone()
+        return "" if row is None else str(row["text"])
+
     def results(self, id: str) -> dict[int, list[int] | None]:
         with self._lock:
             rows = self._db.execute("SELECT number, logits FROM image WHERE session = ?", (id,)).fetchall()
         return {row["number"]: None if row["logits"] is None else json.loads(row["logits"]) for row in rows}
 
     def images_asked(self, peer: str, model_commitment: str) -> int:
-        """Images of this peer's sessions with this model that were approved, whatever became of them."""
+        """Images of this peer's sessions with this model that were approved, whatever became of them; where more
+        scores than that were revealed, those."""
+        with self._lock:
+            revealed = dict(self._db.execute("SELECT session, count(*) FROM reveal GROUP BY 1").fetchall())
         return sum(
-            max(session.terms.images, session.done)
+            max(session.terms.images, session.done, revealed.get(session.id, 0))
             for session in self.all()
             if session.role == MODEL_OWNER_ROLE
             and session.peer == peer

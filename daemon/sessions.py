@@ -42,10 +42,11 @@ from mpcd.daemon.errors import (
     ProtocolViolation,
     Refused,
 )
+from mpcd.daemon.greeting import printable
 from mpcd.daemon.image import preprocess
 from mpcd.daemon.image.dataset import Dataset
 from mpcd.daemon.jobs import Job
-from mpcd.daemon.ledger import Stock
+from mpcd.daemon.ledger import LedgerError, Stock
 from mpcd.daemon.library import Model, ring_text
 from mpcd.daemon.offline import Offline
 from mpcd.daemon.partner import Partner, Stopped
@@ -95,6 +96,7 @@ class Sessions:
         self._images: set[asyncio.Task[int | None]] = set()  # in flight, at the data owner
         self._draining = False
         self._numbers: tuple[str, PrivateNumbers] | None = None
+        self._approving = asyncio.Lock()  # between looking at what was asked so far and writing down what is granted
         self.handlers = {
             "session.propose": self._serve_propose,
             "session.begin": self._serve_begin,
@@ -277,11 +279,11 @@ class Sessions:
         answer = await context.net.call(
             peer, "session.begin", {"session": id, "terms": session.terms.as_dict(), "software": context.software}
         )
-        await aside(records.set_peer_software, id, str(answer.get("software", "")))
+        await aside(records.set_peer_software, id, printable(answer.get("software"), 100))
         if answer.get("state") in FINAL:
             if answer["state"] == "done":
                 raise Refused("the model owner holds this session for finished")
-            await aside(records.move, id, answer["state"], str(answer.get("reason", ""))[:500])
+            await aside(records.move, id, answer["state"], printable(answer.get("reason"), 500))
             return
         await aside(records.note, id, "")
         estimate = await self._estimate(peer, model, session.terms.images - session.done)
@@ -325,12 +327,12 @@ class Sessions:
                         return None
                     await aside(records.move, id, "online")
                     await aside(records.attempt, id)
-                    spent = await aside(context.ledger.spend, units[0], id, number)
                     wanted = {"session": id, "image": number, "unit": units[0], "job": unit_job}
                     try:
+                        spent = await aside(context.ledger.spend, units[0], id, number)
                         await context.net.call(peer, "session.image", wanted)
                     except BaseException:
-                        await aside(context.store.remove, [units[0]])
+                        await aside(self._remove_spent, units[0])
                         raise
                 reader = await aside(context.store.open, spent, DATA_OWNER)
                 return await self._infer(
@@ -361,7 +363,7 @@ class Sessions:
             "session.propose",
             {"session": session.id, "terms": session.terms.as_dict(), "software": context.software},
         )
-        await aside(context.records.set_peer_software, session.id, str(answer.get("software", "")))
+        await aside(context.records.set_peer_software, session.id, printable(answer.get("software"), 100))
         state = answer.get("state")
         if state == "proposed":
             return context.records.get(session.id)
@@ -373,8 +375,8 @@ class Sessions:
             context.records.move,
             session.id,
             state,
-            str(answer.get("reason", ""))[:500],
-            str(answer.get("approved_by", ""))[:60],
+            printable(answer.get("reason"), 500),
+            printable(answer.get("approved_by"), 60),
         )
 
     async def _estimate(self, peer: str, model: Model, images: int) -> JobEstimate:
@@ -423,19 +425,25 @@ class Sessions:
         job: Job,
         progress: Callable[[int, int], None],
         keep: Callable[[npt.NDArray[np.int64] | None], Awaitable[None]],
+        before_reveal: Callable[[], Awaitable[None]] | None = None,
     ) -> int:
-        """The online protocol of one image; bytes both ways. ``keep`` gets the integers (at the data owner)."""
+        """The online protocol of one image; bytes both ways.
 
-        async def protocol(channel: Channel) -> npt.NDArray[np.int64] | None:
-            share = await executor.infer(channel, network, numbers, reader, image, progress)
-            return await executor.reveal_to_data_owner(channel, network, share)
-
+        ``keep`` gets the integers (at the data owner); ``before_reveal`` runs before the share of them goes out.
+        """
+        threads = self._context.executor
         try:
             connection = await self._context.net.open_channel(peer, unit_job, OPEN_TIMEOUT)
             try:
                 await self._context.kernels.wait(job)
-                work = protocol(Channel(party, unit_job))
-                await keep(await driver.drive(work, connection, self._context.executor))
+                channel = Channel(party, unit_job)
+                work = executor.infer(channel, network, numbers, reader, image, progress)
+                share = await driver.drive(work, connection, threads)
+                if before_reveal is not None:
+                    await before_reveal()
+                await keep(
+                    await driver.drive(executor.reveal_to_data_owner(channel, network, share), connection, threads)
+                )
                 return connection.bytes_sent + connection.bytes_received
             finally:
                 await connection.close()
@@ -444,6 +452,7 @@ class Sessions:
 
     async def _fail(self, id: str, error: MpcdError) -> None:
         with contextlib.suppress(Conflict):
+            await aside(self._context.records.set_told, id, error.for_peer()["message"])
             session = await aside(self._context.records.move, id, "failed", str(error))
             _log.error("session failed", session=id, reason=str(error))
             self._tell_soon(session.peer, [session])
@@ -467,15 +476,28 @@ class Sessions:
         """Best effort: what the peer misses it is told when it connects the next time."""
         if not sessions or not self._context.net.connected(peer):
             return
-        states = [{"session": s.id, "state": s.state, "reason": s.reason, "by": s.approved_by} for s in sessions]
 
         async def tell() -> None:
+            states = [
+                {"session": s.id, "state": s.state, "reason": await aside(self._reason_told, s), "by": s.approved_by}
+                for s in sessions
+            ]
             with contextlib.suppress(MpcdError):
                 await self._context.net.call(peer, "session.states", {"states": states})
 
         task = asyncio.create_task(tell())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+
+    def _reason_told(self, session: Session) -> str:
+        """The reason for a session's state, in words for the peer: the record's may name files or quote errors."""
+        if session.state == "denied":
+            return session.reason  # worded for the peer by the operator
+        if session.state == "cancelled":
+            return f"by the {session.role}"
+        if session.state == "failed":
+            return self._context.records.told(session.id) or f"it failed at the {session.role}'s side"
+        return ""
 
     async def _serve_states(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
         """What became of sessions at the peer; what its role may not decide is passed over."""
@@ -486,7 +508,7 @@ class Sessions:
         for entry in states:
             if not isinstance(entry, dict):
                 raise ProtocolViolation("session.states is malformed")
-            state, reason = entry.get("state"), str(entry.get("reason", ""))
+            state, reason = entry.get("state"), printable(entry.get("reason"), 500)
             with contextlib.suppress(NotFound, Conflict):
                 session = records.get(str(entry.get("session")))
                 if session.peer != peer or session.over:
@@ -495,7 +517,7 @@ class Sessions:
                 theirs |= {"denied", "approved"} if session.role == DATA_OWNER_ROLE else {"done"}
                 if state not in theirs:
                     continue
-                session = await aside(records.move, session.id, state, reason, str(entry.get("by", ""))[:60])
+                session = await aside(records.move, session.id, state, reason, printable(entry.get("by"), 60))
                 if session.over:
                     await self._end(session)
                 self._wake(lambda other, id=session.id: other.id == id)  # type: ignore[misc]
@@ -521,23 +543,25 @@ class Sessions:
         _same_terms(_terms(model, terms.images, terms.reveal, terms.dataset_commitment), terms)
         if terms.reveal != "scores" or terms.images < 1:
             raise Refused("a session reveals scores, of one image or more")
-        try:
-            session = context.records.get(id)
-        except NotFound:
-            waiting = [s for s in context.records.all() if s.peer == peer and s.state == "proposed"]
-            if len(waiting) >= MOST_PROPOSED:
-                raise Refused(
-                    f"{len(waiting)} sessions of {peer} wait for approval already", "cancel some, or have them decided"
-                ) from None
-            session = await aside(context.records.add, id, MODEL_OWNER_ROLE, peer, terms, {}, software)
-            _log.info("session proposed", session=id, peer=peer, model=terms.model, images=terms.images)
-        if session.peer != peer or session.role != MODEL_OWNER_ROLE or session.terms != terms:
-            raise Refused("this session's id belongs to another session")
-        if session.state == "proposed":
-            used = context.records.images_asked(peer, model.commitment)
-            if context.policy.approves(peer, terms.model, terms.reveal, terms.images, used):
-                session = await aside(context.records.move, id, "approved", "", "policy")
-                _log.info("session approved by policy", session=id, peer=peer)
+        async with self._approving:
+            try:
+                session = context.records.get(id)
+            except NotFound:
+                waiting = [s for s in context.records.all() if s.peer == peer and s.state == "proposed"]
+                if len(waiting) >= MOST_PROPOSED:
+                    raise Refused(
+                        f"{len(waiting)} sessions of {peer} wait for approval already",
+                        "cancel some, or have them decided",
+                    ) from None
+                session = await aside(context.records.add, id, MODEL_OWNER_ROLE, peer, terms, {}, software)
+                _log.info("session proposed", session=id, peer=peer, model=terms.model, images=terms.images)
+            if session.peer != peer or session.role != MODEL_OWNER_ROLE or session.terms != terms:
+                raise Refused("this session's id belongs to another session")
+            if session.state == "proposed":
+                used = await aside(context.records.images_asked, peer, model.commitment)
+                if context.policy.approves(peer, terms.model, terms.reveal, terms.images, used):
+                    session = await aside(context.records.move, id, "approved", "", "policy")
+                    _log.info("session approved by policy", session=id, peer=peer)
         return self._answer(session)
 
     async def _serve_begin(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
@@ -574,23 +598,24 @@ class Sessions:
                 f"session {session.id[:12]} has taken {session.attempts} attempts for {session.terms.images} images",
                 "start a new session",
             )
+        await aside(context.records.check_reveal, session.id, number)
         self._check_draining()
         model = await aside(context.library.model, session.terms.model)
         _same_terms(
             _terms(model, session.terms.images, session.terms.reveal, session.terms.dataset_commitment), session.terms
         )
         if unit not in await aside(context.ledger.ready_units, self._agreement.stock(peer, model)):
-            raise PeerError("ledger", "this unit is not ready at the model owner")
+            raise LedgerError(peer_text="this unit is not ready at the model owner")
         before = self._serving.get(session.id)
         if before is not None:  # about to end, or its link broke and the data owner knew first
             await _settle(before)
         await aside(context.records.move, session.id, "online")
         await aside(context.records.attempt, session.id)
-        spent = await aside(context.ledger.spend, unit, session.id, number)
         try:
+            spent = await aside(context.ledger.spend, unit, session.id, number)
             reader = await aside(context.store.open, spent, MODEL_OWNER)
         finally:
-            await aside(context.store.remove, [unit])
+            await aside(self._remove_spent, unit)
         task = asyncio.create_task(self._serve(session, model, number, unit_job, reader))
         self._serving[session.id] = task
 
@@ -603,6 +628,11 @@ class Sessions:
 
         task.add_done_callback(gone)
         return {}
+
+    def _remove_spent(self, unit: bytes) -> None:
+        """Its files; not those of a unit that was not spent after all."""
+        if self._context.ledger.state(unit) == "spent":
+            self._context.store.remove([unit])
 
     async def _serve(self, session: Session, model: Model, number: int, unit_job: bytes, reader: UnitReader) -> None:
         """The model owner's side of one image."""
@@ -622,8 +652,11 @@ class Sessions:
             async def keep(_: npt.NDArray[np.int64] | None) -> None:
                 await aside(context.records.image_done, id, number, None)
 
+            async def count() -> None:
+                await aside(context.records.reveal, id, number)
+
             half = self._infer(
-                MODEL_OWNER, session.peer, unit_job, model.network, numbers, reader, None, job, progress, keep
+                MODEL_OWNER, session.peer, unit_job, model.network, numbers, reader, None, job, progress, keep, count
             )
             moved = await self._partner.run(session.peer, unit_job, half)
             await aside(context.records.spent_time, id, "online", time.monotonic() - began, moved)
@@ -644,7 +677,7 @@ class Sessions:
     def _answer(self, session: Session) -> dict[str, Any]:
         return {
             "state": session.state,
-            "reason": session.reason,
+            "reason": self._reason_told(session),
             "approved_by": session.approved_by,
             "software": self._context.software,
         }
@@ -689,9 +722,9 @@ def _proposal(params: dict[str, Any]) -> tuple[str, Terms, str]:
     if not isinstance(given, dict) or set(given) != set(fields):
         raise ProtocolViolation(f"the proposal's terms must be: {', '.join(fields)}")
     for name, kind in fields.items():
-        if type(given[name]) is not kind or (kind is str and len(given[name]) > 200):
+        if type(given[name]) is not kind or (kind is str and (len(given[name]) > 200 or not given[name].isprintable())):
             raise ProtocolViolation(f"the proposal's {name} must be {kind.__name__}")
-    return id, Terms(**given), software
+    return id, Terms(**given), printable(software, 100)
 
 
 def _load(dataset: Dataset, number: int, model: Model) -> npt.NDArray[np.int64]:

@@ -132,7 +132,7 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("step", "side", "times"), STEPS)
-@pytest.mark.parametrize("error", [Crash("died here"), NotEnough("the disk is full")], ids=["bug", "full disk"])
+@pytest.mark.parametrize("error", [Crash("died here"), NotEnough("the disk is full: /srv/units", peer_text="the disk is full")], ids=["bug", "full disk"])
 def test_failing_at_any_step(run, tmp_path, monkeypatch, step, side, times, error):
     async def main():
         async with daemons(tmp_path) as (vendor, hospital):
@@ -145,6 +145,7 @@ def test_failing_at_any_step(run, tmp_path, monkeypatch, step, side, times, erro
             if isinstance(error, NotEnough):
                 assert failed.value.code == "not_enough"
                 assert "the disk is full" in failed.value.message, "also when it is the peer's"
+                assert ("/srv/units" in failed.value.message) == (side == HOSPITAL), "but not where"
             assert await agreed(vendor, hospital) == []
             made = await theirs.call("offline.make", peer=VENDOR, model=MODEL, images=2)
             assert made["made"] == 2
@@ -169,7 +170,7 @@ def test_a_full_disk_in_the_middle(run, tmp_path, monkeypatch, puts, sides):
                 if self._party == sides:
                     count += 1
                     if count > puts:
-                        raise NotEnough("the disk is full: no room", "Free some space.")
+                        raise NotEnough("the disk is full: no room in /srv", "Free it.", peer_text="the disk is full")
                 original(self, need, correlation)
 
             with monkeypatch.context() as patch:

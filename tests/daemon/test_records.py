@@ -1,11 +1,13 @@
 """Session records: states move one way, results are written once, both survive a restart."""
 
+import dataclasses
 import itertools
+import sqlite3
 
 import pytest
 
-from mpcd.daemon.errors import Conflict, NotFound
-from mpcd.daemon.records import FINAL, Records, Terms
+from mpcd.daemon.errors import Conflict, NotFound, Refused
+from mpcd.daemon.records import FINAL, MOST_AGAIN, MOST_REPEATS, Records, Terms
 
 TERMS = Terms("m", 3, "scores", "c" * 64, "d" * 64, "n" * 64, "r" * 64, "k=17 f=12 l=29", 1)
 A, B = "ab" * 16, "ac" + "ab" * 15
@@ -98,3 +100,43 @@ def test_rates(records):
     records.learn_rate("p", "offline", 100.0)
     records.learn_rate("p", "offline", 300.0)
     assert records.rate("p", "offline") == 200.0
+
+
+def test_reveals_are_counted_and_repeats_bounded(records, tmp_path):
+    records.add(A, "model-owner", "hospital", TERMS, {}, "")
+    records.move(A, "approved")
+    for number in range(3):
+        records.reveal(A, number)
+    assert records.images_asked("hospital", TERMS.model_commitment) == 3
+    for _ in range(MOST_AGAIN):
+        records.reveal(A, 0)
+    with pytest.raises(Refused, match="image 0"):
+        records.reveal(A, 0)
+    with pytest.raises(Refused, match="image 0"):
+        records.check_reveal(A, 0)
+    records.check_reveal(A, 1)
+    assert records.images_asked("hospital", TERMS.model_commitment) == 3 + MOST_AGAIN, "repeats are queries, too"
+    for sql in ("DELETE FROM reveal", "UPDATE reveal SET number = 7"):
+        with pytest.raises(sqlite3.IntegrityError, match="revealed stays"):
+            records._db.execute(sql)
+
+
+def test_repeats_of_a_session_are_bounded(records):
+    images = 50
+    records.add(A, "model-owner", "hospital", dataclasses.replace(TERMS, images=images), {}, "")
+    allowed = 0
+    for _ in range(4):
+        for number in range(images):
+            try:
+                records.reveal(A, number)
+                allowed += 1
+            except Refused:
+                assert allowed >= images
+    assert allowed == images + MOST_REPEATS
+
+
+def test_what_the_peer_is_told_survives(records, tmp_path):
+    records.add(A, "data-owner", "vendor", TERMS, {}, "")
+    assert records.told(A) == ""
+    records.set_told(A, "The input cannot be used.")
+    assert Records(tmp_path / "sessions.sqlite").told(A) == "The input cannot be used."

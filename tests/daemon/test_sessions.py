@@ -9,9 +9,10 @@ import time
 import pytest
 
 from mpcd.daemon import sessions as sessions_module
-from mpcd.daemon.errors import PeerError
+from mpcd.daemon.errors import BadInput, NotEnough, PeerError
 from mpcd.daemon.identity import Identity
 from mpcd.daemon.peers import Peers
+from mpcd.daemon.records import MOST_AGAIN
 from tests.daemon.two_daemons import (
     DATASET,
     HOSPITAL,
@@ -228,6 +229,131 @@ def test_draining_lets_the_image_in_flight_end(run, tmp_path, side):
 
     run(main())
     audit(tmp_path)
+
+
+PLANTED = "JANE-DOE-1957"
+
+
+@pytest.mark.parametrize("error", [BadInput, NotEnough, RuntimeError, OSError], ids=lambda e: e.__name__)
+def test_reasons_stay_at_home(run, tmp_path, monkeypatch, error):
+    """A file's name, a label, an exception's words: nothing of it is written at the other side."""
+
+    def fails(*_):
+        raise error(f"/srv/pacs/{PLANTED}/IM0001.dcm cannot be read")
+
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours, theirs = clients(vendor, hospital)
+            monkeypatch.setattr(sessions_module, "FAILURES", 1)
+            monkeypatch.setattr(sessions_module, "_load", fails)
+            id = (await theirs.call("session.start", **START, images=1))["session"]["id"]
+            await ours.call("session.approve", session=id)
+            await until(lambda: PLANTED in hospital.context.records.get(id).reason)
+            if error is NotEnough:  # waits for room
+                await theirs.call("session.cancel", session=id)
+            await until(lambda: vendor.context.records.get(id).over)
+            assert vendor.context.records.get(id).reason
+            # A half that fails, and an asked-for make that fails.
+            monkeypatch.setattr(hospital.context.store, "writer", fails)
+            with pytest.raises(PeerError) as told:
+                await ours.call("offline.make", peer=HOSPITAL, model=MODEL, images=3)
+            assert PLANTED not in str(told.value.as_dict())
+
+    run(main())
+    for file in (tmp_path / VENDOR).rglob("*"):
+        if file.is_file():
+            assert PLANTED.encode() not in file.read_bytes(), file
+
+
+def test_a_budget_is_not_raced(run, tmp_path, monkeypatch):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            policy = f'[[allow]]\npeer = "{HOSPITAL}"\nmodel = "{MODEL}"\nmax_images = 4\nbudget = 9\n'
+            (vendor.context.paths.state / "policy.toml").write_text(policy)
+            model = await hospital.offline._catalogue.get(VENDOR, MODEL)
+            terms = sessions_module._terms(model, 4, "scores", "d" * 64).as_dict()
+            calls = [
+                hospital.net.call(VENDOR, "session.propose", {"session": f"{i:032x}", "terms": terms, "software": "x"})
+                for i in range(sessions_module.MOST_PROPOSED + 10)
+            ]
+            answers = await asyncio.gather(*calls, return_exceptions=True)
+            states = [a["state"] if isinstance(a, dict) else a.code for a in answers]
+            assert (states.count("approved"), states.count("proposed")) == (2, sessions_module.MOST_PROPOSED)
+            assert states.count("refused") == 8
+            assert vendor.context.records.images_asked(HOSPITAL, model.commitment) == 8
+
+    run(main())
+
+
+def test_scores_are_revealed_a_bounded_number_of_times(run, tmp_path, monkeypatch):
+    """A data owner that "crashes" each time after it has its scores gets them a few times, each counted."""
+
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours, theirs = clients(vendor, hospital)
+            monkeypatch.setattr(sessions_module, "FAILURES", 100)
+
+            def forget(*_):
+                raise OSError("crashed before it was written down")
+
+            monkeypatch.setattr(hospital.context.records, "image_done", forget)
+            id = (await theirs.call("session.start", **START, images=1))["session"]["id"]
+            await ours.call("session.approve", session=id)
+            ended = (await theirs.call("session.watch", session=id))["session"]
+            assert ended["state"] == "failed"
+            assert "revealed 3 times" in ended["reason"]
+            model = vendor.context.library.model(MODEL)
+            assert vendor.context.records.images_asked(HOSPITAL, model.commitment) == 1 + MOST_AGAIN
+
+    run(main())
+    audit(tmp_path)
+
+
+def test_a_peers_text_is_made_safe(run, tmp_path):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            _, theirs = clients(vendor, hospital)
+            id = (await theirs.call("session.start", **START))["session"]["id"]
+            entry = {"session": id, "state": "denied", "reason": "a\x1b[2J\u202eb\nc", "by": "\x1b]0;x\x07op"}
+            await vendor.net.call(HOSPITAL, "session.states", {"states": [entry]})
+            shown = (await theirs.call("session.list"))["sessions"][0]
+            assert (shown["state"], shown["reason"], shown["approved_by"]) == ("denied", "a [2J b c", " ]0;x op")
+            terms = hospital.context.records.get(id).terms.as_dict()
+            call = {"session": "0" * 32, "terms": {**terms, "dataset_commitment": "\x1b[2J"}, "software": "x"}
+            with pytest.raises(PeerError, match="dataset_commitment"):
+                await hospital.net.call(VENDOR, "session.propose", call)
+
+    run(main())
+
+
+@pytest.mark.parametrize("side", [VENDOR, HOSPITAL])
+def test_pads_are_removed_when_spending_is_interrupted(run, tmp_path, monkeypatch, side):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours, theirs = clients(vendor, hospital)
+            await theirs.call("offline.make", peer=VENDOR, model=MODEL, images=1)
+            ledger = {VENDOR: vendor, HOSPITAL: hospital}[side].context.ledger
+            spend, times = ledger.spend, 0
+
+            def interrupted(*what):
+                nonlocal times
+                spent, times = spend(*what), times + 1
+                if times == 1:
+                    (unit,) = {VENDOR: vendor, HOSPITAL: hospital}[side].context.store.root.iterdir()
+                    assert unit.name == what[0].hex()
+                    raise RuntimeError("after the mark was made")
+                return spent
+
+            monkeypatch.setattr(ledger, "spend", interrupted)
+            id = (await theirs.call("session.start", **START, images=1))["session"]["id"]
+            await ours.call("session.approve", session=id)
+            done = (await theirs.call("session.watch", session=id))["session"]
+            assert (done["state"], times) == ("done", 2)
+
+    run(main())
+    audit(tmp_path)
+    for name in (VENDOR, HOSPITAL):
+        assert not list((tmp_path / name / "units").iterdir())
 
 
 def test_a_peer_may_not_pile_up_proposals(run, tmp_path, monkeypatch):
