@@ -39,10 +39,12 @@ class Combination:
         self._is_late = late
         self._kept: dict[tuple[int, int, int, int], Floats] = {}
         self._keep = weights.size <= _KEPT
+        self._buffers = [np.empty((0, layout.n), np.float64) for _ in range(2)]
 
     def apply(self, planes: Sequence[Floats], first: int, last: int) -> Iterator[tuple[int, int, Floats]]:
         """What polynomials first <= i < last contribute to the combinations: (plane, first answer, product (rows, n)).
 
+        A product is to be used before the next is asked for: fresh pages for each would cost more than it does.
         ``planes``: float64 (last - first, 2n) each, a polynomial's coefficients followed by their negatives.
         """
         layout = self._layout
@@ -56,20 +58,24 @@ class Combination:
         joined = max(1, _DEPTH // (last - first))
         for top in range(0, layout.answers, rows):
             end = min(top + rows, layout.answers)
-            totals: list[Floats | None] = [None] * len(planes)
-            for at in range(0, len(entries), joined):
-                group = entries[at : at + joined]
-                w = self._block(top, end, at, group, first, last)
-                for i, x in enumerate(planes):
-                    product = w @ self._rotated(x, group, first, last)
-                    total = totals[i]
+            groups = [entries[at : at + joined] for at in range(0, len(entries), joined)]
+            for i, x in enumerate(planes):
+                total: Floats | None = None
+                for index, group in enumerate(groups):
+                    w = self._block(top, end, index, group, first, last)
+                    out = self._buffer(total is not None, len(w))
+                    np.matmul(w, self._rotated(x, group, first, last), out=out)
                     if total is None:
-                        totals[i] = product
+                        total = out
                     else:
-                        total += product
-            for i, total in enumerate(totals):
+                        total += out
                 if total is not None:
                     yield i, top, self._gathered(total, top, end)
+
+    def _buffer(self, second: bool, rows: int) -> Floats:
+        if self._buffers[second].shape[0] < rows:
+            self._buffers[second] = np.empty((rows, self._layout.n), np.float64)
+        return self._buffers[second][:rows]
 
     def _columns(self, slot: int, first: int, last: int) -> tuple[int, int]:
         begin = slot * self._layout.inputs
@@ -82,9 +88,9 @@ class Combination:
             begin = o * layout.answers
             yield begin + top, max(begin + top, min(begin + end, layout.outputs))
 
-    def _block(self, top: int, end: int, at: int, group: list[Entry], first: int, last: int) -> Floats:
+    def _block(self, top: int, end: int, index: int, group: list[Entry], first: int, last: int) -> Floats:
         """Rows: late taps, output slots, answers. Columns: entries, channels."""
-        key = (top, at, first, last)
+        key = (top, index, first, last)
         if key in self._kept:
             return self._kept[key]
         parts = []

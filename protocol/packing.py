@@ -19,6 +19,7 @@ without a channel.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Iterator
 
 import numpy as np
@@ -125,9 +126,7 @@ class Packing:
         """
         if self.reach == (1, 1) and self.out_slots == 1 and self.padding == (0, 0):
             return np.empty(0, np.int64)
-        ones = [np.ones((1, *self.in_shape[1:]), np.uint64)] * self.batch
-        single = dataclasses.replace(self, groups=1, in_shape=(1, *self.in_shape[1:]), channels=len(self.phases))
-        real = single.strip(ones)[0].all(axis=0)
+        real = _real(self)
         rows = real[tile * self.step : tile * self.step + self.tile_rows].copy()
         if tile:
             rows[: self.reach[0] - 1] = False
@@ -221,6 +220,14 @@ class Packing:
             count = min(self.answers, self.outputs - o * self.answers)
             if count > 0:
                 yield o * self.answers, count, (position - o * self.slots * self.size) % self.n, pixel
+
+
+@functools.lru_cache(maxsize=8)
+def _real(layout: Packing) -> npt.NDArray[np.bool_]:
+    """Whether a strip's positions hold a pixel in every phase: (strip_rows, pitch). To be read only."""
+    one = dataclasses.replace(layout, groups=1, in_shape=(1, *layout.in_shape[1:]), channels=len(layout.phases))
+    ones = np.ones((layout.batch, *one.in_shape), np.uint64)
+    return np.asarray(one.strip(ones)[0].all(axis=0))
 
 
 def _phase(length: int, stride: int, padding: int, phase: int, padded: int) -> tuple[int, int, int]:

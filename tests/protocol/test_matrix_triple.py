@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from mpcd.kernels import rns
 from mpcd.protocol import bfv, combination, lockstep, matrix_triple
 from mpcd.protocol import network as ir
 from mpcd.protocol.bfv import N, NoiseError
@@ -181,12 +182,12 @@ def test_sums_are_exact_at_the_extremes(row_l1):
     values[1::2, 4] = 2 * middle - 1
     packed = [matrix_triple._packed((values >> at & 2**64 - 1).astype(np.uint64), min(bits - at, 64)) for at in (0, 64)]
     request = matrix_triple.Request(*packed, np.empty(0, np.uint64))
-    sums = np.zeros((2, 4, N), np.uint32)
-    added = np.zeros((0, N), np.uint64)
-    matrix_triple._accumulate(sums, added, weights, noise, 0, 8, np.empty(0, np.int64), request)
-    expected = weight[:, :, 0, 0].astype(object) @ ((values - middle) << noise.request_drop)
-    for p, q in enumerate(bfv.PRIMES):
-        np.testing.assert_array_equal(sums[:, p], (expected % q).astype(np.uint32))
+    sums = matrix_triple._Sums(layout, noise)
+    sums.clear(False)
+    matrix_triple._accumulate(sums, weights, noise, 0, 8, np.empty(0, np.int64), request)
+    got = sum(part.astype(np.int64).astype(object) << i * width for i, part in enumerate(sums.b))
+    np.testing.assert_array_equal(got, weight[:, :, 0, 0].astype(object) @ (values - middle))
+    assert abs(sums.b).max() <= rns.EXACT
 
 
 class Tapped(Channel):
