@@ -111,9 +111,11 @@ class _Compiler:
         last = self._held[-1]
         if last.narrow is None:
             raise ModelError("the last operation does not make logits")
+        # One bound, a power of two, for all layers: each layer's own would say how large its weights are.
+        bound = max(self._l1.values(), default=1)
         network = Network(
             name, tuple(self._values), tuple(self._ops), last.narrow, self._input_scale,
-            float(1 / last.step[0]), findings, self._l1,
+            float(1 / last.step[0]), findings, dict.fromkeys(self._l1, bound),
         )  # fmt: skip
         network.check()
         return Compiled(network, self._numbers, self._layers)
@@ -138,7 +140,7 @@ class _Compiler:
         )
         l1 = int(np.abs(weight).sum((1, 2, 3)).max())
         at = len(self._ops) - 1
-        self._l1[at] = 1 << max(l1 - 1, 0).bit_length()  # public: a power of two says little of the weights
+        self._l1[at] = 1 << max(l1 - 1, 0).bit_length()
         out = self._value(node.shape, self._bits)
         users = self._users[index]
         merged = len(users) == 1 and self._graph.nodes[users[0]].kind == "relu"
