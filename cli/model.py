@@ -139,6 +139,10 @@ def _render_model(shown: dict[str, Any], report: dict[str, Any] | None, estimate
             f"{output.size(estimate['online_bytes'])} online, and until it is used "
             f"{output.size(estimate['disk_bytes'])} of disk here and {output.size(estimate['peer_disk_bytes'])} there"
         )
+        click.echo(
+            f"answers tell weights apart with a distance of at most 2^-{estimate['flooding_bits_image']:.1f} an image"
+            f" (2^-{estimate['flooding_bits_coefficient']:.1f} a coefficient)"
+        )
     if report is None:
         return
     layers = report.get("layers", [])

@@ -25,7 +25,7 @@ from mpcd.daemon.records import DATA_OWNER_ROLE, MODEL_OWNER_ROLE, Session
 from mpcd.daemon.report import report
 from mpcd.daemon.sessions import Sessions
 from mpcd.daemon.version import PROTOCOL_VERSION, software_version
-from mpcd.protocol import preprocessing
+from mpcd.protocol import matrix_triple, preprocessing
 from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER
 
 Result = dict[str, Any]
@@ -428,6 +428,7 @@ def _one_image(model: Model, party: int) -> Result:
     """What an image costs when a whole batch is made."""
     whole = preprocessing.estimate(model.network, capacity.BATCH, capacity.BATCH)
     disk = (whole.disk_bytes_model_owner, whole.disk_bytes_data_owner)
+    coefficient, image = matrix_triple.flooding_bits(model.network, capacity.BATCH)
     return {
         "offline_bytes": whole.offline_bytes // capacity.BATCH,
         "online_bytes": whole.online_bytes // capacity.BATCH,
@@ -435,6 +436,8 @@ def _one_image(model: Model, party: int) -> Result:
         "peer_disk_bytes": disk[1 - party] // capacity.BATCH,
         "cots": whole.cots // capacity.BATCH,
         "memory_bytes": whole.memory_bytes,
+        "flooding_bits_coefficient": round(coefficient, 2),
+        "flooding_bits_image": round(image, 2),
     }
 
 

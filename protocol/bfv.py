@@ -76,6 +76,7 @@ PRIME_BITS = (27, 27, 26, 26)
 MODULUS = math.prod(PRIMES)
 KEPT_MODULUS = math.prod(PRIMES[:KEPT])
 MIN_FLOOD_BITS = 40.0
+FISHER = 1.04  # Fisher information of a flood times its variance
 MODULUS_BITS = MODULUS.bit_length()
 KEPT_BITS = KEPT_MODULUS.bit_length()
 GOOD_FLOOD_BITS = 46.0  # requests lose bits only while flooding stays this good: 2^-35 for an image
@@ -178,6 +179,11 @@ class NoiseBudget:
     def flood_bits(self) -> float:
         """-log2 of the statistical distance that one answer coefficient can show between two sets of weights."""
         return self.flood_bits_at(self.request_drop)
+
+    @property
+    def fisher_bits(self) -> float:
+        """log2 of d^2 I / 4: n coefficients together show at most the square root of n times this."""
+        return 2 * math.log2(2 * self.hidden / self.flood_sigma) + math.log2(FISHER / 4)
 
     @property
     def bound(self) -> float:

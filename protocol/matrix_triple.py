@@ -163,6 +163,23 @@ def budget(network: Network, op_index: int, batch: int = 1) -> bfv.NoiseBudget:
     return _layout(network, op_index, batch)[1]
 
 
+def flooding_bits(network: Network, batch: int) -> tuple[float, float]:
+    """-log2 of the statistical distance that answers can show between two models within the network's public bounds:
+    by one coefficient of the worst operation, and by all coefficients of one image. n images: log2(n) / 2 fewer.
+
+    Raises NoiseError where an operation does not fit.
+    """
+    worst, total = math.inf, 0.0
+    for index, op in enumerate(network.ops):
+        if isinstance(op, Linear):
+            layout, noise = _layout(network, index, batch)
+            noise.check()
+            worst = min(worst, noise.flood_bits)
+            coefficients = layout.groups * layout.tiles * layout.answers * bfv.N / batch
+            total += coefficients * 2.0**noise.fisher_bits
+    return worst, -math.log2(total) / 2 if total else math.inf
+
+
 def keys_needed(network: Network, batch: int) -> int:
     """How many keys a batch of images has."""
     linear = (i for i, op in enumerate(network.ops) if isinstance(op, Linear))

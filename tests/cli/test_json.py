@@ -15,6 +15,7 @@ MODEL = {
     "comparisons", "added",
 }  # fmt: skip
 COST = {"offline_bytes", "online_bytes", "disk_bytes", "peer_disk_bytes", "cots", "memory_bytes"}
+FLOODING = {"flooding_bits_coefficient", "flooding_bits_image"}
 ESTIMATE = COST | {
     "extension",
     "ready",
@@ -80,7 +81,7 @@ def test_models(pair: Pair, cohort: Path, tmp_path: Path) -> None:
         assert keys(listed["models"][0]) == MODEL
         shown = party.ctl("model", "show", "small", *peer)
         assert keys(shown) == {"model", "recipe", "report", "estimate"}
-        assert keys(shown["estimate"]) == COST
+        assert keys(shown["estimate"]) == COST | FLOODING
         assert (shown["report"] is None) == bool(peer), "what calibration saw is the vendor's alone"
         assert keys(shown["model"]["ring"]) == {"activation", "fraction", "wide"}
     layer = pair.vendor.ctl("model", "show", "small")["report"]["layers"][0]

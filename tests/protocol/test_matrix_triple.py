@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
 
-from mpcd.kernels import rns
+from mpcd.kernels import rns, sampling
 from mpcd.protocol import bfv, combination, lockstep, matrix_triple
 from mpcd.protocol import network as ir
 from mpcd.protocol.bfv import N, NoiseError
@@ -412,3 +413,29 @@ def test_sharing_answers_keeps_the_flood_wide():
     assert ample[1].flood_bits >= matrix_triple.SHARED_FLOOD_BITS
     assert tight[0].out_slots < 8
     tight[1].check()
+
+
+def test_flooding_of_an_image_is_what_its_coefficients_add_up_to():
+    layer = Layer((64, 16, 16), 32, (3, 3), (1, 1), (1, 1))
+    network = layer.network(33, 1 << 20)
+    coefficient, image = matrix_triple.flooding_bits(network, 16)
+    layout, noise = matrix_triple._layout(network, OP, 16)
+    assert coefficient == noise.flood_bits >= bfv.MIN_FLOOD_BITS
+    n = layout.tiles * layout.answers * layout.groups * bfv.N / 16
+    # Hellinger: d sqrt(n I) / 2, d the largest shift and I = 1.04 / sigma^2.
+    distance = 2 * noise.hidden / noise.flood_sigma * np.sqrt(1.04 * n) / 2
+    assert image == pytest.approx(-np.log2(distance))
+    with pytest.raises(bfv.NoiseError):
+        matrix_triple.flooding_bits(layer.network(33, 1 << 40), 16)
+
+
+def test_the_fisher_information_of_a_flood():
+    """Of the density of four uniform numbers' sum, numerically."""
+    terms = sampling.FLOOD_TERMS
+    x, step = np.linspace(0, terms, 80_001, retstep=True)
+    signs = [(-1) ** k * math.comb(terms, k) for k in range(terms + 1)]
+    powers = (np.where(x > k, x - k, 0) ** (terms - 1) for k in range(terms + 1))
+    density = sum(s * p for s, p in zip(signs, powers, strict=True)) / math.factorial(terms - 1)
+    inside = density > 1e-13
+    information = (np.gradient(density, step)[inside] ** 2 / density[inside]).sum() * step
+    assert 1.03 < information * terms / 12 <= bfv.FISHER
