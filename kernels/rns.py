@@ -312,30 +312,35 @@ def remainder(x: Residues, e: npt.NDArray[np.int32], t: Remainder) -> tuple[Word
     q2 = t.q[2]
     q3 = t.q[3]
     v = np.empty((4, x.shape[2]), np.uint64)
+    share = np.empty(x.shape[2], np.float64)
+    rests = np.empty(x.shape[2], np.uint64)
     for i in range(x.shape[0]):
         for p in range(4):
             q = t.q[p]
             for j in range(x.shape[2]):
                 total = np.uint64(np.int64(e[i, j]) + np.int64(q + q + t.offset[p]) - np.int64(x[i, p, j]))
                 v[p, j] = below(shoup(total, one, t.unit[p], q), q)
+        share[:] = 0.0
+        for p in range(4):
+            q = t.q[p]
+            for j in range(x.shape[2]):
+                y = below(shoup(v[p, j], t.crt[p, 0], t.crt[p, 1], q), q)
+                share[j] += np.float64(np.int64(y)) * t.reciprocal[p]
         for j in range(x.shape[2]):
-            share = 0.0
-            for p in range(4):
-                share += (
-                    np.float64(np.int64(below(shoup(v[p, j], t.crt[p, 0], t.crt[p, 1], t.q[p]), t.q[p])))
-                    * (t.reciprocal[p])
-                )
-            share -= np.floor(share)
-            quotient[i, j] = np.uint64(np.int64(share * ring) - np.int64(1)) & mask
-        for j in range(x.shape[2]):
-            w = quotient[i, j]
-            rest = (t.product * w + middle) & mask
-            for p in range(4):
-                q = t.q[p]
-                a = shoup(rest & _MASK24, t.down0[p, 0], t.down0[p, 1], q)
-                b = shoup(rest >> _24, t.down24[p, 0], t.down24[p, 1], q)
+            part = share[j] - np.floor(share[j])
+            w = np.uint64(np.int64(part * ring) - np.int64(1)) & mask
+            quotient[i, j] = w
+            rests[j] = (t.product * w + middle) & mask
+        for p in range(4):
+            q = t.q[p]
+            for j in range(x.shape[2]):
+                a = shoup(rests[j] & _MASK24, t.down0[p, 0], t.down0[p, 1], q)
+                b = shoup(rests[j] >> _24, t.down24[p, 0], t.down24[p, 1], q)
                 # v - D(w), D(w) = 1/2 - rest / 2^bits
                 v[p, j] = below(shoup(v[p, j] + q - t.half[p] + a + b, one, t.unit[p], q), q)
+        for j in range(x.shape[2]):
+            w = quotient[i, j]
+            rest = rests[j]
             x0 = v[0, j]
             x1 = below(shoup(v[1, j] + four * q1 - x0, t.garner[0, 0], t.garner[0, 1], q1), q1)
             y = shoup(v[2, j] + four * q2 - x0, t.garner[1, 0], t.garner[1, 1], q2)
