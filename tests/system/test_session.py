@@ -84,7 +84,8 @@ def test_report(pair: Pair, session: dict, clear: Path, cohort: Path) -> None:
     assert report["phases"]["online"] == session["online"]
     assert report["commitments"] == {"model": session["model_commitment"], "dataset": session["dataset_commitment"]}
     assert report["digests"]["recipe"] == session["recipe_digest"]
-    assert [a["by"] for a in report["approvals"]] == ["operator"]
+    assert [(a["party"], a["by"]) for a in report["approvals"]] == [("hospital", "operator"), ("vendor", "operator")]
+    assert session["created"] <= session["approved"] <= session["started"]
 
 
 def test_exactness_can_fail(pair: Pair, session: dict, clear: Path, tmp_path: Path) -> None:
