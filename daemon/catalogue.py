@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from mpcd.daemon.config import NAME
 from mpcd.daemon.context import Context, Mismatch, aside
 from mpcd.daemon.errors import BadInput, NotFound, ProtocolViolation
 from mpcd.daemon.files import write_private
@@ -26,7 +27,7 @@ class Catalogue:
         """The models that ``peer`` offers."""
         answer = await self._context.net.call(peer, "catalogue.list", {})
         names = answer.get("models")
-        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        if not isinstance(names, list) or not all(isinstance(name, str) and NAME.fullmatch(name) for name in names):
             raise ProtocolViolation("the peer's list of models is malformed")
         return [await self.get(peer, name) for name in names]
 

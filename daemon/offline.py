@@ -451,9 +451,17 @@ def _size(writers: Sequence[UnitWriter]) -> int:
     return writers[0].bytes_written
 
 
-def _from_here(result: dict[str, Any], free: int) -> dict[str, Any]:
-    """The data owner's answer with the disks' roles exchanged."""
-    estimate = dict(result.get("estimate", {}))
+def _from_here(result: object, free: int) -> dict[str, Any]:
+    """The data owner's answer, its types checked, with the disks' roles exchanged."""
+    given = result.get("estimate") if isinstance(result, dict) else None
+    names = {field.name for field in dataclasses.fields(JobEstimate)}
+    if not isinstance(result, dict) or not isinstance(given, dict) or set(given) != names:
+        raise ProtocolViolation("the peer's estimate is malformed")
+    numbers = [value for name, value in given.items() if name != "extension"]
+    numbers += [value for name, value in result.items() if name != "estimate"]
+    if not all(type(value) in (int, float, bool) for value in numbers) or given["extension"] not in EXTENSIONS:
+        raise ProtocolViolation("the peer's estimate is malformed")
+    estimate = dict(given)
     estimate["disk_bytes"], estimate["peer_disk_bytes"] = estimate["peer_disk_bytes"], estimate["disk_bytes"]
     estimate["disk_free_bytes"] = free
     return {**result, "estimate": estimate}

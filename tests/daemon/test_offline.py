@@ -84,6 +84,49 @@ def test_a_vendor_cannot_burn_the_data_owners_units(run, tmp_path):
     run(main())
 
 
+def test_units_in_the_making_count_like_those_that_are_ready(run, tmp_path):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            _, theirs = clients(vendor, hospital)
+            (vendor.context.paths.state / "policy.toml").write_text("[offline]\nmax_units = 3\n")
+            model = vendor.context.library.model(MODEL)
+            stock = vendor.offline._agreement.stock(HOSPITAL, model)
+            vendor.context.ledger.begin(stock, b"b" * 16, [bytes([i]) * 16 for i in range(2)])
+            with pytest.raises(PeerError, match="2 units are ready or in the making"):
+                await theirs.call("offline.make", peer=VENDOR, model=MODEL, images=2)
+            assert (await theirs.call("offline.make", peer=VENDOR, model=MODEL, images=1))["made"] == 1
+
+    run(main())
+
+
+def test_what_the_data_owner_says_of_its_work_is_checked(run, tmp_path):
+    answers = [
+        {"result": {}},
+        {"result": {"estimate": {"missing": "\x1b[2J"}}},
+        {"progress": ["offline", "1", 2, "x"]},
+        {"error": {"code": "\x1b", "message": "a\x1b[2Jb", "hint": 7}},
+    ]
+
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours, _ = clients(vendor, hospital)
+
+            async def progress(peer, params):
+                return answers[0]
+
+            hospital.net._handlers["offline.progress"] = progress
+            codes = []
+            while answers:
+                with pytest.raises(PeerError) as told:
+                    await ours.call("offline.make", peer=HOSPITAL, model=MODEL, images=1)
+                codes.append(told.value.code)
+                assert str(told.value).isprintable()
+                answers.pop(0)
+            assert codes == ["protocol_violation"] * 3 + ["error"]
+
+    run(main())
+
+
 def test_batches(run, tmp_path, monkeypatch):
     monkeypatch.setattr(offline_module, "BATCH", 2)
 
@@ -132,7 +175,11 @@ STEPS = [
 
 
 @pytest.mark.parametrize(("step", "side", "times"), STEPS)
-@pytest.mark.parametrize("error", [Crash("died here"), NotEnough("the disk is full: /srv/units", peer_text="the disk is full")], ids=["bug", "full disk"])
+@pytest.mark.parametrize(
+    "error",
+    [Crash("died here"), NotEnough("the disk is full: /srv/units", peer_text="the disk is full")],
+    ids=["bug", "full disk"],
+)
 def test_failing_at_any_step(run, tmp_path, monkeypatch, step, side, times, error):
     async def main():
         async with daemons(tmp_path) as (vendor, hospital):
