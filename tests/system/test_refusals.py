@@ -374,8 +374,9 @@ def test_a_full_disk(pair: Pair, small_disk: Path) -> None:
     assert making.returncode == 10, out + err
     assert "the disk is full" in out
     pair.hospital.running()
-    for party in pair.both:
-        assert party.ledger("SELECT count(*) FROM unit WHERE state = 'making'") == [(0,)]
+    unfinished = "SELECT count(*) FROM unit WHERE state = 'making'"
+    for party in pair.both:  # the vendor hears of it a moment later
+        until(lambda party=party: party.ledger(unfinished) == [(0,)], 30, f"{party.name} has not burnt the batch")
     assert [f.name for f in small_disk.iterdir()] == ["ballast"], "nothing half-made is left"
     (small_disk / "ballast").unlink()
     assert pair.hospital.ctl(*MAKE, "2")["ready"] == 2
