@@ -92,6 +92,7 @@ async def run(task: dict[str, Any], job: Job, threads: int) -> Any:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)  # what a library prints is not an answer
+    log.configure()
 
     def answer(message: dict[str, Any]) -> None:
         answers.write(json.dumps(message) + "\n")
