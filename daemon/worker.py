@@ -33,8 +33,6 @@ from mpcd.daemon.jobs import Job
 MAX_LINE = 256 * 1024 * 1024
 MOST_CALIBRATION = 512  # images kept in memory to choose scales on
 
-_log = log.get("worker")
-
 Image = npt.NDArray[np.float32]
 Tell = Callable[[str, int, int], None]
 
