@@ -30,6 +30,7 @@ import shutil
 import struct
 import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -167,7 +168,7 @@ class UnitWriter:
 
 
 class UnitReader:
-    """Source of one spent unit."""
+    """Source of one spent unit. The next correlation of each file is unpacked while its forerunner is used."""
 
     def __init__(self, folder: Path, spent: Spent, party: int) -> None:
         if not isinstance(spent, Spent):
@@ -176,6 +177,7 @@ class UnitReader:
         self._party = party
         self._lock = threading.Lock()
         self._files: list[BinaryIO] = []
+        self._thread = ThreadPoolExecutor(1, "unit")
         try:
             headers = []
             for name in FILES:
@@ -190,32 +192,42 @@ class UnitReader:
             self.close()
             raise CorrelationError(f"the files of unit {spent.unit.hex()} belong to another unit")
         self._seed: bytes = headers[0][2]
+        self._ahead = [self._thread.submit(self._read, file) for file in self._files]
 
     def take(self, need: Need) -> Any:
         """The next correlation. Raises CorrelationError when it is not ``need`` or does not have its checksum."""
         with self._lock:
             if not self._files:
                 raise CorrelationError("this unit is closed")
-            file = self._files[not isinstance(need, MatrixNeed)]
-            head = file.read(_LENGTH.size)
-            if len(head) < _LENGTH.size:
+            which = int(not isinstance(need, MatrixNeed))
+            found, correlation = self._ahead[which].result()
+            if found is None:
                 raise CorrelationError(f"{need} was asked for, the unit has no more")
-            stored = _exactly(file, _LENGTH.unpack(head)[0])
-            if stored != _describe(need):
-                raise CorrelationError(f"{need} was asked for, the unit has {msgpack.unpackb(stored)}")
-            parts = [np.frombuffer(_exactly(file, 8 * size), np.uint64) for size in _part_words(need, self._party)]
-            checksum = hashlib.sha256()
-            for part in parts:
-                checksum.update(part.view(np.uint8).data)
-            if _exactly(file, _CHECKSUM) != checksum.digest()[:_CHECKSUM]:
-                raise CorrelationError(f"{need}: the unit's file is damaged")
-        return self._decode(need, parts)
+            if found != need:
+                raise CorrelationError(f"{need} was asked for, the unit has {found}")
+            self._ahead[which] = self._thread.submit(self._read, self._files[which])
+        return correlation
 
     def close(self) -> None:
         with self._lock:
+            self._thread.shutdown(wait=False, cancel_futures=True)
             for file in self._files:
                 file.close()
             self._files = []
+
+    def _read(self, file: BinaryIO) -> tuple[Need | None, Any]:
+        """The file's next section, unpacked; None at its end."""
+        head = file.read(_LENGTH.size)
+        if len(head) < _LENGTH.size:
+            return None, None
+        need = _need(_exactly(file, _LENGTH.unpack(head)[0]))
+        parts = [np.frombuffer(_exactly(file, 8 * size), np.uint64) for size in _part_words(need, self._party)]
+        checksum = hashlib.sha256()
+        for part in parts:
+            checksum.update(part.view(np.uint8).data)
+        if _exactly(file, _CHECKSUM) != checksum.digest()[:_CHECKSUM]:
+            raise CorrelationError(f"{need}: the unit's file is damaged")
+        return need, self._decode(need, parts)
 
     def _decode(self, need: Need, parts: list[Words]) -> Any:
         match need:
@@ -242,6 +254,15 @@ class UnitReader:
 
 def _describe(need: Need) -> bytes:
     return bytes(msgpack.packb([type(need).__name__, *dataclasses.astuple(need)]))
+
+
+def _need(described: bytes) -> Need:
+    """The inverse of _describe. Raises CorrelationError."""
+    try:
+        name, *fields = msgpack.unpackb(described, use_list=False)
+        return {kind.__name__: kind for kind in (LeafNeed, AndNeed, StringNeed, MatrixNeed)}[name](*fields)
+    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
+        raise CorrelationError("a unit's file is damaged: no such correlation") from error
 
 
 def _words(n: int, width: int) -> int:
@@ -304,10 +325,9 @@ def _unpack(words: Words, width: int, n: int, dtype: Any) -> npt.NDArray[Any]:
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:
-    data = file.read(size)
-    if len(data) != size:
+    if size > os.fstat(file.fileno()).st_size - file.tell():
         raise CorrelationError("a unit's file is truncated")
-    return data
+    return file.read(size)
 
 
 def _private(path: str, flags: int) -> int:
