@@ -103,16 +103,24 @@ def check_disk(needed: int, free: int, reserve_gib: float) -> None:
         raise NotEnough(text, hint, peer_text=text)
 
 
-def check_memory(needed: int, limit_gib: float) -> None:
-    """Raise NotEnough when ``needed`` bytes are more than allowed, or than this machine has left.
+def images_in_flight(wanted: int, network: Network, limit_gib: float) -> int:
+    """As many of ``wanted`` images at the same time as memory allows; one in any case, check_memory refuses that."""
+    room = min(int(limit_gib * GIB), _available_memory())
+    return max((n for n in range(1, wanted + 1) if preprocessing.memory_bytes(network, n) <= room), default=1)
 
-    What this process holds already (kernels, buffers it will use again) counts as available to it.
-    """
+
+def check_memory(needed: int, limit_gib: float) -> None:
+    """Raise NotEnough when ``needed`` bytes are more than allowed, or than this machine has left."""
     limit = int(limit_gib * GIB)
     if needed > limit:
         text = f"too little memory allowed: {size(needed)} needed, limits.memory_gib allows {size(limit)}"
         raise NotEnough(text, "raise limits.memory_gib in mpcd.toml", peer_text=text)
-    available = psutil.virtual_memory().available + psutil.Process().memory_info().rss
+    available = _available_memory()
     if needed > available:
         text = f"too little memory: {size(needed)} needed, {size(available)} available"
         raise NotEnough(text, "close other programs, or use a machine with more memory", peer_text=text)
+
+
+def _available_memory() -> int:
+    """What this process holds already (kernels, buffers it will use again) counts as available to it."""
+    return int(psutil.virtual_memory().available + psutil.Process().memory_info().rss)

@@ -170,6 +170,13 @@ class Offline:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Online:
+    """How the online phase goes. The data owner's setting counts, up to the model owner's."""
+
+    in_flight: str | int = dataclasses.field(default="auto", metadata={"one_of": ("auto", *range(1, 9))})  # images
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class Timeouts:
     """Seconds."""
 
@@ -192,6 +199,7 @@ class Config:
     listen: Listen = dataclasses.field(default_factory=Listen)
     limits: Limits = dataclasses.field(default_factory=Limits)
     offline: Offline = dataclasses.field(default_factory=Offline)
+    online: Online = dataclasses.field(default_factory=Online)
     timeouts: Timeouts = dataclasses.field(default_factory=Timeouts)
 
     @classmethod
@@ -235,6 +243,7 @@ class Config:
             _section(Listen, table, "listen", where),
             _section(Limits, table, "limits", where),
             _section(Offline, table, "offline", where),
+            _section(Online, table, "online", where),
             _section(Timeouts, table, "timeouts", where),
         )
         if config.timeouts.silence < 2 * config.timeouts.keepalive:
@@ -258,16 +267,17 @@ def _section(cls: type[Any], table: Mapping[str, Any], section: str, where: str)
         if kind is float and type(value) is int:
             value = float(value)
         what = {int: "a whole number", float: "a number", str: "a string"}[kind]
+        least: Any = field.metadata.get("least")
+        most: Any = field.metadata.get("most")
         allowed = field.metadata.get("one_of")
+        # Not isinstance, nor in: TOML's true must not pass for 1. No range has nan in it.
         if allowed:
-            what = "one of " + ", ".join(allowed)
-        elif field.metadata:
-            what += f" from {field.metadata['least']} to {field.metadata['most']}"
-        # Not isinstance: TOML's true must not pass for 1. The negated range also refuses nan.
-        if type(value) is not kind or (
-            field.metadata
-            and not (value in allowed if allowed else field.metadata["least"] <= value <= field.metadata["most"])
-        ):
+            what = "one of " + ", ".join(map(str, allowed))
+            right = any(type(value) is type(one) and value == one for one in allowed)
+        else:
+            what += f" from {least} to {most}" if field.metadata else ""
+            right = type(value) is kind and (not field.metadata or least <= value <= most)
+        if not right:
             raise ConfigError(f"{where}: {section}.{key} = {value!r} is not allowed: {what}")
         values[key] = value
     return cls(**values)

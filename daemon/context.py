@@ -71,6 +71,7 @@ class Context:
         ledger.burn_unfinished()
         ledger.burn([u for u in ledger.all_ready() if not store.complete(u)], "its files are missing")
         store.sweep(ledger.all_ready())
+        threads = config.limits.threads or os.cpu_count() or 1
         return cls(
             paths=paths,
             config=config,
@@ -82,9 +83,10 @@ class Context:
             library=Library(paths.state),
             jobs=Jobs(),
             kernels=Kernels(),
-            executor=ThreadPoolExecutor(4, "kernel"),  # one kernel runs in one thread; a few runs side by side
+            # A kernel runs in one thread, those of several images side by side; one more for what waits for the disk.
+            executor=ThreadPoolExecutor(threads + 1, "kernel"),
             software=software_digest(),
-            threads=config.limits.threads or os.cpu_count() or 1,
+            threads=threads,
         )
 
     def close(self) -> None:

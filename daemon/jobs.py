@@ -81,6 +81,7 @@ class Jobs:
     def __init__(self) -> None:
         self.running: set[Job] = set()
         self._heavy = asyncio.Lock()
+        self._waiting = 0
 
     @contextmanager
     def job(self, peer: str = "", model: str = "") -> Iterator[Job]:
@@ -94,8 +95,20 @@ class Jobs:
 
     @asynccontextmanager
     async def processor(self, job: Job) -> AsyncIterator[None]:
-        """The data owner's side drives one batch or image at a time: two at once would only fight for memory."""
+        """The data owner's side drives one batch, or images of one session: two at once would only fight for memory."""
         if self._heavy.locked():
             job.report("queued", text="another job has the processor")
-        async with self._heavy:
+        self._waiting += 1
+        try:
+            await self._heavy.acquire()
+        finally:
+            self._waiting -= 1
+        try:
             yield
+        finally:
+            self._heavy.release()
+
+    @property
+    def contended(self) -> bool:
+        """Another job waits for the processor: whoever has it gives way as soon as it did a fair share."""
+        return self._waiting > 0

@@ -71,7 +71,7 @@ class Offline:
 
     def __init__(self, context: Context, catalogue: Catalogue, agreement: Agreement, partner: Partner) -> None:
         self._context = context
-        self._link_speed = LinkSpeed(context)
+        self.link_speed = LinkSpeed(context)
         self._partner = partner
         self._catalogue = catalogue
         self._agreement = agreement
@@ -83,7 +83,7 @@ class Offline:
             "offline.request": self._serve_request,
             "offline.progress": self._serve_progress,
             "offline.stop": self._serve_stop,
-            **self._link_speed.handlers,
+            **self.link_speed.handlers,
         }
 
     async def stop(self) -> None:
@@ -102,7 +102,7 @@ class Offline:
             ready = len(await self._agreement.sync(peer, model))
         free = context.store.free_bytes()
         fingerprint = context.peers.get(peer).fingerprint
-        extension = await self._link_speed.extension(peer)
+        extension = await self.link_speed.extension(peer)
         return await aside(
             capacity.estimate, model.network, DATA_OWNER, images, ready, free, context.records, fingerprint, extension
         )
@@ -144,7 +144,7 @@ class Offline:
             began = time.monotonic()
             need = await aside(capacity.disk_bytes, model.network, DATA_OWNER, count)
             capacity.check_disk(need, context.store.free_bytes(), context.config.limits.disk_reserve_gib)
-            extension = await self._link_speed.extension(peer)
+            extension = await self.link_speed.extension(peer)
             batch = os.urandom(16)
             units = [os.urandom(16) for _ in range(count)]
             writers: list[UnitWriter] = []

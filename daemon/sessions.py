@@ -1,12 +1,14 @@
-"""Sessions: a model on a data set, image by image, through broken links and restarts of either daemon.
+"""Sessions: a model on a data set, a few images in flight, through broken links and restarts of either daemon.
 
-The data owner drives. Its record of finished images is on the disk before the next image starts, so a session goes on
-where it was; the image in flight is done again with a fresh unit. The model owner serves images of sessions that it
-approved, never more than agreed, and marks a unit spent before it answers.
+The data owner drives. Its record of finished images is on the disk before another image takes their place, so a session
+goes on where it was; the images in flight are done again with fresh units. The model owner serves images of sessions
+that it approved, never more than agreed, and marks a unit spent before it answers. Every image in flight has its own
+unit, its own job and its own data connection: when one fails, no other begins, and those in flight end.
 
 One image (data owner first, so that neither reads a unit that the other does not call spent):
 
-1. data owner: spend the oldest unit that both have; ``session.image`` with its id and a fresh job id
+1. data owner: spend the oldest unit that both have; ``session.image`` with its id, a fresh job id, and the jobs of the
+   images still in flight; the model owner stops serving any other of this session
 2. model owner: spend it too, answer, open the channel of this job; data owner: open it
 3. both: protocol/executor.infer over the unit, then the model owner sends its share of the scores
 4. data owner: the integers are on the disk
@@ -19,14 +21,14 @@ import contextlib
 import dataclasses
 import os
 import re
-import time
-from collections.abc import Awaitable, Callable
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from mpcd.daemon import capacity, driver, log
+from mpcd.daemon import capacity, driver, flight, log
 from mpcd.daemon.agreement import Agreement
 from mpcd.daemon.capacity import BATCH, JobEstimate
 from mpcd.daemon.catalogue import Catalogue
@@ -42,6 +44,7 @@ from mpcd.daemon.errors import (
     ProtocolViolation,
     Refused,
 )
+from mpcd.daemon.flight import Flight
 from mpcd.daemon.greeting import printable
 from mpcd.daemon.image import preprocess
 from mpcd.daemon.image.dataset import Dataset
@@ -77,6 +80,50 @@ RECENT = 200  # sessions whose end is told again when the peer connects
 _log = log.get("sessions")
 
 
+class Busy(MpcdError):
+    """This image is being served, or as many others as agreed."""
+
+    code = "busy"
+    exit_status = 6
+    shared = True
+
+
+class _Turn:
+    """The data owner's images of one session between taking the processor and giving it back."""
+
+    def __init__(self, session: Session, model: Model, dataset: Dataset, missing: deque[int], job: Job) -> None:
+        self.id, self.peer = session.id, session.peer
+        self.model = model
+        self.missing = missing
+        self.flight = Flight(job, session.done, session.terms.images)
+        self.begun = 0
+        self.landed = 0
+        self.seconds = 0.0
+        self.short = False  # of units
+        self.error: Exception | None = None
+        self.proven = asyncio.Event()  # an image came through, or none will
+        self._dataset = dataset
+        self._ahead: dict[int, asyncio.Task[npt.NDArray[np.int64]]] = {}
+
+    async def load(self, number: int) -> npt.NDArray[np.int64]:
+        """The image's integers; then the next one's are made ready meanwhile."""
+        image = await (self._ahead.pop(number, None) or aside(_load, self._dataset, number, self.model))
+        if self.missing and self.missing[0] not in self._ahead:
+            task = asyncio.create_task(aside(_load, self._dataset, self.missing[0], self.model))
+            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # not every one is used
+            self._ahead[self.missing[0]] = task
+        return image
+
+
+@dataclasses.dataclass(slots=True)
+class _Served:
+    """An image in flight at the model owner."""
+
+    session: str
+    image: int
+    task: asyncio.Task[None]
+
+
 class Sessions:
     """Both ends of ``session.*``."""
 
@@ -89,7 +136,9 @@ class Sessions:
         self._agreement = agreement
         self._offline = offline
         self._runners: dict[str, asyncio.Task[None]] = {}
-        self._serving: dict[str, asyncio.Task[None]] = {}
+        self._serving: dict[bytes, _Served] = {}  # by the image's job
+        self._granted: dict[str, int] = {}  # images in flight that a session may have, at the model owner
+        self._flights: dict[str, Flight] = {}  # of sessions served
         self._jobs: dict[str, Job] = {}
         self._woken: dict[str, asyncio.Event] = {}
         self._background: set[asyncio.Task[None]] = set()
@@ -97,6 +146,7 @@ class Sessions:
         self._draining = False
         self._numbers: tuple[str, PrivateNumbers] | None = None
         self._approving = asyncio.Lock()  # between looking at what was asked so far and writing down what is granted
+        self._numbers_lock = asyncio.Lock()
         self.handlers = {
             "session.propose": self._serve_propose,
             "session.begin": self._serve_begin,
@@ -113,14 +163,15 @@ class Sessions:
     async def drain(self, seconds: float) -> None:
         """Begin no image any more; give those in flight this long."""
         self._draining = True
-        flying = [*self._images, *self._serving.values()]
+        flying = [*self._images, *(served.task for served in self._serving.values())]
         if flying:
-            _log.info("finishing the image in flight", seconds=seconds)
+            _log.info("finishing the images in flight", images=len(flying), seconds=seconds)
             await asyncio.wait(flying, timeout=seconds)
 
     async def stop(self) -> None:
         """At the end of the daemon: sessions stay as they are and go on at the next start."""
-        tasks = [*self._runners.values(), *self._serving.values(), *self._background]
+        serving = [served.task for served in self._serving.values()]
+        tasks = [*self._runners.values(), *serving, *self._background]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -216,14 +267,14 @@ class Sessions:
         """Until the session is over: again and again from what the disk says, whatever breaks."""
         context, records, job = self._context, self._context.records, self.job(id)
         context.jobs.running.add(job)
-        failures, done, pause = 0, -1, 0.5
+        failures, obstacles, done, pause = 0, 0, -1, 0.5
         try:
             while not (session := records.get(id)).over:
                 if session.done > done:
-                    failures, done, pause = 0, session.done, 0.5
+                    failures, obstacles, done, pause = 0, 0, session.done, 0.5
                 try:
                     await self._connected(session, job)
-                    await self._advance(session, job)
+                    await self._advance(session, job, careful=obstacles > 0)
                     continue
                 except asyncio.CancelledError:
                     raise
@@ -246,6 +297,7 @@ class Sessions:
                     return
                 in_words = str(obstacle) or type(obstacle).__name__
                 _log.warning("session interrupted", session=id, reason=in_words, done=session.done)
+                obstacles += 1
                 no_room = getattr(obstacle, "code", "") == NotEnough.code
                 if context.net.connected(session.peer) and not no_room:
                     failures += 1
@@ -261,8 +313,8 @@ class Sessions:
             if records.get(id).over:
                 self._close_job(id)
 
-    async def _advance(self, session: Session, job: Job) -> None:
-        """From here to the end, or to the first obstacle."""
+    async def _advance(self, session: Session, job: Job, careful: bool) -> None:
+        """From here to the end, or to the first obstacle. ``careful``: one image alone before there are several."""
         context, records = self._context, self._context.records
         id, peer = session.id, session.peer
         if session.state == "proposed":
@@ -276,8 +328,11 @@ class Sessions:
         dataset = await aside(context.library.dataset, session.own["dataset"])
         if dataset.commitment != session.terms.dataset_commitment:
             raise Mismatch.of("data set commitment", dataset.commitment, session.terms.dataset_commitment)
+        wanted = await self._in_flight(peer, model)
         answer = await context.net.call(
-            peer, "session.begin", {"session": id, "terms": session.terms.as_dict(), "software": context.software}
+            peer,
+            "session.begin",
+            {"session": id, "terms": session.terms.as_dict(), "software": context.software, "in_flight": wanted},
         )
         await aside(records.set_peer_software, id, printable(answer.get("software"), 100))
         if answer.get("state") in FINAL:
@@ -288,72 +343,127 @@ class Sessions:
         await aside(records.note, id, "")
         estimate = await self._estimate(peer, model, session.terms.images - session.done)
         self._check_room(estimate)
-        ready = estimate.ready
-        missing = [n for n in range(session.terms.images) if n not in records.results(id)]
-        for place, number in enumerate(missing):
-            while not await self._image(id, peer, model, dataset, number, job):
-                count = min(BATCH, len(missing) - place)
+        granted = answer.get("in_flight", 1)
+        width = max(1, min(wanted, granted)) if isinstance(granted, int) else 1
+        missing = deque(n for n in range(session.terms.images) if n not in records.results(id))
+        total = len(missing)
+        _log.info("images begin", session=id, images=total, in_flight=width, units_ready=estimate.ready)
+        while missing:
+            async with context.jobs.processor(job):
+                turn = _Turn(records.get(id), model, dataset, missing, job)
+                await self._turn(turn, width, careful)
+            careful = careful and not turn.landed
+            if missing and turn.short:
                 await aside(records.move, id, "offline")
-                await self._offline.make_batch(peer, model, count, job, id, place, len(missing))
-        _log.info("session done", session=id, ready_before=ready)
+                count = min(BATCH, len(missing))
+                await self._offline.make_batch(peer, model, count, job, id, total - len(missing), total)
+        _log.info("session done", session=id)
         await self._end(await aside(records.move, id, "done"))
         self._tell_soon(peer, [records.get(id)])
 
-    async def _image(self, id: str, peer: str, model: Model, dataset: Dataset, number: int, job: Job) -> bool:
+    async def _in_flight(self, peer: str, model: Model) -> int:
+        """How many images at the same time the data owner wants: as configured, or for ``auto`` what suits the link."""
+        wanted = self._context.config.online.in_flight
+        if not isinstance(wanted, int):
+            speed = await self._offline.link_speed.measure(peer)
+            image = await aside(preprocessing.estimate, model.network, 1, BATCH)
+            needs = len(await aside(preprocessing.plan, model.network))
+            rate = self._context.records.rate(self._agreement.stock(peer, model).peer, "online")
+            wanted = flight.choose(speed, image, needs, image.cots / (rate or capacity.GUESS["online"]))
+        return self._fitting(wanted, model)
+
+    def _fitting(self, wanted: int, model: Model) -> int:
+        """As many of them as memory and connections allow."""
+        limits = self._context.config.limits
+        return capacity.images_in_flight(min(wanted, limits.channels_per_peer), model.network, limits.memory_gib)
+
+    async def _turn(self, turn: _Turn, width: int, careful: bool) -> None:
+        """Images, ``width`` of them in flight: until none is missing, units run out, or another job waits.
+
+        When one fails, the others end; then its error is raised.
+        """
+        if not careful:
+            turn.proven.set()
+        async with asyncio.TaskGroup() as lanes:
+            for place in range(min(width, len(turn.missing))):
+                lanes.create_task(self._lane(turn, place, width))
+        if turn.error is not None:
+            raise turn.error
+        if turn.landed:
+            fingerprint = self._agreement.stock(turn.peer, turn.model).peer
+            cots = (await aside(preprocessing.estimate, turn.model.network, turn.landed, BATCH)).cots
+            if cots and turn.seconds > 0:
+                await aside(self._context.records.learn_rate, fingerprint, "online", cots / turn.seconds)
+
+    async def _lane(self, turn: _Turn, place: int, width: int) -> None:
+        """One image after the other."""
+        if place:
+            await turn.proven.wait()
+        while turn.missing and not turn.short and turn.error is None:
+            if turn.begun >= width and self._context.jobs.contended:
+                break
+            turn.begun += 1
+            number = turn.missing.popleft()
+            try:
+                if not await self._image(turn, number):
+                    turn.short = True
+                    turn.missing.appendleft(number)
+            except Exception as error:
+                turn.error = turn.error or error
+            turn.proven.set()
+
+    async def _image(self, turn: _Turn, number: int) -> bool:
         """One image into the records; False when there is no unit for it."""
-        context, records = self._context, self._context.records
-        stock = self._agreement.stock(peer, model)
-        total = records.get(id).terms.images
-        async with context.jobs.processor(job):
-            self._check_draining()
-            if not await aside(context.ledger.ready_units, stock):
-                return False
-            image = await aside(_load, dataset, number, model)
-            began = time.monotonic()
-            done = records.get(id).done
-            unit_job = os.urandom(16)
+        context, records, id, peer = self._context, self._context.records, turn.id, turn.peer
+        stock = self._agreement.stock(peer, turn.model)
+        self._check_draining()
+        if not await aside(context.ledger.ready_units, stock):
+            return False
+        image = await turn.load(number)
+        unit_job = os.urandom(16)
 
-            def progress(at: int, of: int) -> None:
-                job.report("online", done * 1000 + 1000 * at // of, total * 1000, f"image {done + 1} of {total}")
+        def progress(at: int, of: int) -> None:
+            turn.flight.progress(unit_job, at, of)
 
-            async def keep(logits: npt.NDArray[np.int64] | None) -> None:
-                assert logits is not None
-                await aside(records.image_done, id, number, [int(x) for x in logits])
+        async def keep(logits: npt.NDArray[np.int64] | None) -> None:
+            assert logits is not None
+            await aside(records.image_done, id, number, [int(x) for x in logits])
 
-            async def half() -> int | None:
-                async with self._agreement.lock(peer):
-                    units = await aside(context.ledger.ready_units, stock)
-                    if not units:
-                        return None
-                    await aside(records.move, id, "online")
-                    await aside(records.attempt, id)
-                    wanted = {"session": id, "image": number, "unit": units[0], "job": unit_job}
-                    try:
-                        spent = await aside(context.ledger.spend, units[0], id, number)
-                        await context.net.call(peer, "session.image", wanted)
-                    except BaseException:
-                        await aside(self._remove_spent, units[0])
-                        raise
-                reader = await aside(context.store.open, spent, DATA_OWNER)
-                return await self._infer(
-                    DATA_OWNER, peer, unit_job, model.network, None, reader, image, job, progress, keep
-                )
+        async def half() -> int | None:
+            async with self._agreement.lock(peer):
+                self._check_draining()
+                units = await aside(context.ledger.ready_units, stock)
+                if not units:
+                    return None
+                await aside(records.move, id, "online")
+                await aside(records.attempt, id)
+                wanted = {"session": id, "image": number, "unit": units[0], "job": unit_job, "beside": turn.flight.jobs}
+                turn.flight.begin(unit_job)
+                try:
+                    spent = await aside(context.ledger.spend, units[0], id, number)
+                    await context.net.call(peer, "session.image", wanted)
+                except BaseException:
+                    await aside(self._remove_spent, units[0])
+                    raise
+            reader = await aside(context.store.open, spent, DATA_OWNER)
+            return await self._infer(
+                DATA_OWNER, peer, unit_job, turn.model.network, None, reader, image, self.job(id), progress, keep
+            )
 
-            work = asyncio.create_task(self._partner.run(peer, unit_job, half()))
-            self._images.add(work)
-            work.add_done_callback(self._images.discard)
+        work = asyncio.create_task(self._partner.run(peer, unit_job, half()))
+        self._images.add(work)
+        work.add_done_callback(self._images.discard)
+        try:
             moved = await work
             if moved is None:
                 return False
-            await self._account(id, stock.peer, model, time.monotonic() - began, moved)
+            seconds = turn.flight.landed(unit_job)
+            turn.landed += 1
+            turn.seconds += seconds
+            await aside(records.spent_time, id, "online", seconds, moved)
             return True
-
-    async def _account(self, id: str, fingerprint: str, model: Model, seconds: float, moved: int) -> None:
-        records = self._context.records
-        await aside(records.spent_time, id, "online", seconds, moved)
-        cots = (await aside(preprocessing.estimate, model.network, 1, BATCH)).cots
-        if cots and seconds > 0:
-            await aside(records.learn_rate, fingerprint, "online", cots / seconds)
+        finally:
+            turn.flight.lost(unit_job)
 
     async def _propose(self, session: Session) -> Session:
         """Tell the peer, or ask it again; its decision so far goes into the record."""
@@ -459,13 +569,16 @@ class Sessions:
 
     async def _end(self, session: Session) -> None:
         """Stop what still runs of a session that is over."""
-        for tasks in (self._runners, self._serving):
-            task = tasks.get(session.id)
-            if task is not None and task is not asyncio.current_task():
-                await _settle(task, GRACE if session.state == "done" else 0)
+        tasks = [served.task for served in self._serving.values() if served.session == session.id]
+        runner = self._runners.get(session.id)
+        if runner is not None and runner is not asyncio.current_task():
+            tasks.append(runner)
+        await _settle(tasks, GRACE if session.state == "done" else 0)
         self._close_job(session.id)
 
     def _close_job(self, id: str) -> None:
+        self._granted.pop(id, None)
+        self._flights.pop(id, None)
         job = self._jobs.pop(id, None)
         if job is not None:
             self._context.jobs.running.discard(job)
@@ -578,7 +691,16 @@ class Sessions:
             memory = (await aside(preprocessing.estimate, model.network, 1, BATCH)).memory_bytes
             capacity.check_memory(memory, context.config.limits.memory_gib)
             await aside(context.records.set_peer_software, id, software)
-        return self._answer(session)
+            self._granted[id] = self._grant(id, model, params.get("in_flight"))
+        return {**self._answer(session), "in_flight": self._granted.get(id, 1)}
+
+    def _grant(self, id: str, model: Model, wanted: object) -> int:
+        """How many images of a session are served at the same time: what our limits and other sessions leave."""
+        most = self._context.config.online.in_flight
+        wanted = min(wanted, most if isinstance(most, int) else flight.MOST) if type(wanted) is int else 1
+        others = {served.session for served in self._serving.values()} - {id}
+        taken = sum(self._granted.get(other, 1) for other in others)
+        return max(1, min(wanted, self._fitting(max(1, wanted) + taken, model) - taken))
 
     async def _serve_image(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
         context = self._context
@@ -606,27 +728,24 @@ class Sessions:
         )
         if unit not in await aside(context.ledger.ready_units, self._agreement.stock(peer, model)):
             raise LedgerError(peer_text="this unit is not ready at the model owner")
-        before = self._serving.get(session.id)
-        if before is not None:  # about to end, or its link broke and the data owner knew first
-            await _settle(before)
-        await aside(context.records.move, session.id, "online")
-        await aside(context.records.attempt, session.id)
-        try:
-            spent = await aside(context.ledger.spend, unit, session.id, number)
-            reader = await aside(context.store.open, spent, MODEL_OWNER)
-        finally:
-            await aside(self._remove_spent, unit)
-        task = asyncio.create_task(self._serve(session, model, number, unit_job, reader))
-        self._serving[session.id] = task
+        beside = params.get("beside", [])
+        await self._make_place(session.id, number, unit_job, beside if isinstance(beside, list) else [])
+        spent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        task = asyncio.create_task(self._serve(session, model, number, unit, unit_job, spent))
+        self._serving[unit_job] = _Served(session.id, number, task)
 
         def gone(task: asyncio.Task[None]) -> None:
-            if self._serving.get(session.id) is task:
-                del self._serving[session.id]
+            del self._serving[unit_job]
             if not task.cancelled() and (error := task.exception()) is not None:
                 known = isinstance(error, MpcdError)
                 _log.warning("image failed", session=session.id, reason=str(error), exc_info=None if known else error)
 
         task.add_done_callback(gone)
+        await asyncio.wait([task, spent], return_when=asyncio.FIRST_COMPLETED)
+        if not spent.done():
+            if task.cancelled():
+                raise Stopped()
+            task.result()
         return {}
 
     def _remove_spent(self, unit: bytes) -> None:
@@ -634,35 +753,83 @@ class Sessions:
         if self._context.ledger.state(unit) == "spent":
             self._context.store.remove([unit])
 
-    async def _serve(self, session: Session, model: Model, number: int, unit_job: bytes, reader: UnitReader) -> None:
-        """The model owner's side of one image."""
+    async def _make_place(self, id: str, number: int, unit_job: bytes, beside: list[object]) -> None:
+        """Stop serving what the data owner no longer counts on: about to end, or its link broke, which it knew first.
+
+        When this returns, and until the next ``await``, there is room for this image.
+        """
+        served = {job: served for job, served in self._serving.items() if served.session == id}
+        await _settle([given_up.task for job, given_up in served.items() if job not in beside])
+        served = {job: served for job, served in self._serving.items() if served.session == id}
+        if unit_job in self._serving or any(other.image == number for other in served.values()):
+            raise Busy(f"image {number} of session {id[:12]} is being served")
+        if len(served) >= self._granted.get(id, 1):
+            raise Busy(f"{len(served)} images of session {id[:12]} are being served, as many as agreed")
+
+    async def _serve(
+        self,
+        session: Session,
+        model: Model,
+        number: int,
+        unit: bytes,
+        unit_job: bytes,
+        spent: asyncio.Future[None],
+    ) -> None:
+        """The model owner's side of one image. ``spent`` is set when the unit is."""
         context, id, job = self._context, session.id, self.job(session.id)
-        total, began = session.terms.images, time.monotonic()
-        done = session.done
+        ours = self._flights.setdefault(id, Flight(job, session.done, session.terms.images))
 
         def progress(at: int, of: int) -> None:
-            job.report("online", done * 1000 + 1000 * at // of, total * 1000, f"image {done + 1} of {total}")
+            ours.progress(unit_job, at, of)
 
+        async def keep(_: npt.NDArray[np.int64] | None) -> None:
+            await aside(context.records.image_done, id, number, None)
+
+        async def before_reveal() -> None:
+            await aside(context.records.reveal, id, number)
+
+        first = number not in await aside(context.records.results, id)
+        ours.begin(unit_job)
         context.jobs.running.add(job)
         try:
-            if self._numbers is None or self._numbers[0] != model.commitment:
-                self._numbers = (model.commitment, await aside(context.library.numbers, model.name))
-            numbers = self._numbers[1]
-
-            async def keep(_: npt.NDArray[np.int64] | None) -> None:
-                await aside(context.records.image_done, id, number, None)
-
-            async def count() -> None:
-                await aside(context.records.reveal, id, number)
-
-            half = self._infer(
-                MODEL_OWNER, session.peer, unit_job, model.network, numbers, reader, None, job, progress, keep, count
-            )
-            moved = await self._partner.run(session.peer, unit_job, half)
-            await aside(context.records.spent_time, id, "online", time.monotonic() - began, moved)
+            await aside(context.records.move, id, "online")
+            await aside(context.records.attempt, id)
+            try:
+                proof = await aside(context.ledger.spend, unit, id, number)
+                reader = await aside(context.store.open, proof, MODEL_OWNER)
+            finally:
+                await aside(self._remove_spent, unit)
+            spent.set_result(None)
+            try:
+                numbers = await self._numbers_of(model)
+                half = self._infer(
+                    MODEL_OWNER,
+                    session.peer,
+                    unit_job,
+                    model.network,
+                    numbers,
+                    reader,
+                    None,
+                    job,
+                    progress,
+                    keep,
+                    before_reveal,
+                )
+                moved = await self._partner.run(session.peer, unit_job, half)
+            finally:
+                reader.close()
+            seconds = ours.landed(unit_job, first)
+            await aside(context.records.spent_time, id, "online", seconds, moved)
         finally:
-            reader.close()
-            context.jobs.running.discard(job)
+            ours.lost(unit_job)
+            if not ours.jobs:
+                context.jobs.running.discard(job)
+
+    async def _numbers_of(self, model: Model) -> PrivateNumbers:
+        async with self._numbers_lock:
+            if self._numbers is None or self._numbers[0] != model.commitment:
+                self._numbers = (model.commitment, await aside(self._context.library.numbers, model.name))
+            return self._numbers[1]
 
     def _check_draining(self) -> None:
         if self._draining:
@@ -683,11 +850,13 @@ class Sessions:
         }
 
 
-async def _settle(task: asyncio.Task[None], grace: float = GRACE) -> None:
-    """Let a task end by itself for a moment, then cancel it and wait."""
-    await asyncio.wait([task], timeout=grace)
-    task.cancel()
-    await asyncio.wait([task])
+async def _settle(tasks: Iterable[asyncio.Task[None]], grace: float = GRACE) -> None:
+    """Let tasks end by themselves for a moment, then cancel them and wait."""
+    if tasks := list(tasks):
+        await asyncio.wait(tasks, timeout=grace)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
 
 
 def _terms(model: Model, images: int, reveal: str, dataset_commitment: str) -> Terms:

@@ -244,7 +244,6 @@ def estimate(network: Network, images: int, batch: int, extension: Extension = "
     matrix = sum(
         sum(matrix_triple.traffic(network, need.op, size)) for size in batches for need in matrix_needs(network)
     )
-    largest = max(value.size for value in network.values)
     return Estimate(
         images=images,
         cots=cots * images,
@@ -252,8 +251,13 @@ def estimate(network: Network, images: int, batch: int, extension: Extension = "
         online_bytes=sum(online_bits(need) for need in needs) * images // 8,
         disk_bytes_model_owner=sum(stored_bits(need, MODEL_OWNER) for need in needs) * images // 8,
         disk_bytes_data_owner=sum(stored_bits(need, DATA_OWNER) for need in needs) * images // 8,
-        memory_bytes=_BASE_MEMORY + largest * _BYTES_PER_ELEMENT,
+        memory_bytes=memory_bytes(network),
     )
+
+
+def memory_bytes(network: Network, in_flight: int = 1) -> int:
+    """Of a party with so many images in flight."""
+    return _BASE_MEMORY + in_flight * max(value.size for value in network.values) * _BYTES_PER_ELEMENT
 
 
 # Measured (docs/performance.md): the interpreter with its compiled kernels, and the live arrays of the largest layer.

@@ -5,6 +5,7 @@ import pytest
 from mpcd.daemon import capacity
 from mpcd.daemon.errors import NotEnough
 from mpcd.daemon.records import Records
+from mpcd.protocol import preprocessing
 from tests.protocol.small_networks import residual
 
 NETWORK, _ = residual(1)
@@ -44,6 +45,17 @@ def test_disk():
         capacity.check_disk(10**9, 5 * 10**8, 0.0)
     with pytest.raises(NotEnough, match="reserve"):
         capacity.check_disk(1, 10**9, 1.0)
+
+
+def test_images_in_flight_that_memory_allows():
+    def gib(images):
+        return (preprocessing.memory_bytes(NETWORK, images) + 0.5) / capacity.GIB
+
+    assert preprocessing.memory_bytes(NETWORK) == preprocessing.estimate(NETWORK, 1, 1).memory_bytes
+    assert capacity.images_in_flight(4, NETWORK, gib(8)) == 4
+    assert capacity.images_in_flight(4, NETWORK, gib(3)) == 3
+    assert capacity.images_in_flight(4, NETWORK, gib(1)) == 1
+    assert capacity.images_in_flight(4, NETWORK, 0.5) == 1, "whether one is possible is check_memory's to say"
 
 
 def test_memory():

@@ -62,11 +62,13 @@ def test_a_full_file(tmp_path):
     file = tmp_path / "mpcd.toml"
     file.write_text(
         'name = "site-a"\nadvertise = "vendor.example"\n[listen]\nhost = "127.0.0.1"\nport = 0\n'
-        "[limits]\nmemory_gib = 8\n[timeouts]\nkeepalive = 1\nsilence = 4.5\n"
+        "[online]\nin_flight = 4\n[limits]\nmemory_gib = 8\n[timeouts]\nkeepalive = 1\nsilence = 4.5\n"
     )
     config = Config.load(file)
     assert config.advertise == "vendor.example:7443"
     assert config.limits.memory_gib == 8.0
+    assert config.online.in_flight == 4
+    assert Config.parse({}).online.in_flight == "auto"
     assert (config.timeouts.keepalive, config.timeouts.silence) == (1.0, 4.5)
 
 
@@ -82,6 +84,10 @@ def test_a_full_file(tmp_path):
         ("[listen]\nport = true", r"listen\.port = True is not allowed"),
         ("[listen]\nport = 1.5", r"listen\.port = 1\.5 is not allowed: a whole number"),
         ("[listen]\nhost = 1", r"listen\.host = 1 is not allowed: a string"),
+        ("[online]\nin_flight = 0", r"online\.in_flight = 0 is not allowed: one of auto, 1, 2, 3"),
+        ("[online]\nin_flight = true", r"online\.in_flight = True is not allowed"),
+        ("[online]\nin_flight = 1.0", r"online\.in_flight = 1\.0 is not allowed"),
+        ("[online]\nin_flight = 'all'", r"online\.in_flight = 'all' is not allowed"),
         ("[timeouts]\nsilence = nan", r"timeouts\.silence = nan is not allowed"),
         ("[timeouts]\nsilence = 6", r"at least twice timeouts\.keepalive"),
         ("advertise = 'http://x'", "advertise: 'http://x' is not an address"),

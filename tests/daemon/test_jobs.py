@@ -52,10 +52,12 @@ def test_one_heavy_job_at_a_time():
                 async with jobs.processor(job):
                     order.append(name)
                     await asyncio.sleep(0.01)
+                    assert jobs.contended == (name == "x"), "y waits while x works"
                     order.append(name)
                 return job.progress.stage
 
         stages = await asyncio.gather(work("x"), work("y"))
+        assert not jobs.contended
         assert order == ["x", "x", "y", "y"]
         assert stages == ["", "queued"]
         assert not jobs.running

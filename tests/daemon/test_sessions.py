@@ -1,6 +1,8 @@
 """Sessions between two real daemons: to the end bit for bit, through refusals, cancellation, and kill -9."""
 
 import asyncio
+import itertools
+import os
 import random
 import signal
 import socket
@@ -41,7 +43,7 @@ async def until(condition, seconds=60.0):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "waited in vain"
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.005)
     return found
 
 
@@ -373,6 +375,175 @@ def test_a_peer_may_not_pile_up_proposals(run, tmp_path, monkeypatch):
     run(main())
 
 
+THREE = {VENDOR: {"in_flight": 3}, HOSPITAL: {"in_flight": 3}}
+
+
+class Gate:
+    """Holds the first ``count`` images of a side, their units spent, until ``opened``; ``met`` when all are there."""
+
+    def __init__(self, sessions, count):
+        self.met, self.opened = asyncio.Event(), asyncio.Event()
+        self._infer, self._left = sessions._infer, count
+        sessions._infer = self._held
+
+    async def _held(self, *given):
+        self._left -= 1
+        if self._left == 0:
+            self.met.set()
+        await self.opened.wait()
+        return await self._infer(*given)
+
+
+async def most_until(condition, *counted):
+    """The most that each of ``counted`` held until the condition was met."""
+    most, end = [0] * len(counted), time.monotonic() + 60
+    while not condition():
+        most = [max(a, len(b())) for a, b in zip(most, counted, strict=True)]
+        assert time.monotonic() < end, "waited in vain"
+        await asyncio.sleep(0.002)
+    return most
+
+
+@pytest.mark.parametrize(("ours", "want"), [(3, 3), (2, 2), ("auto", 3)])
+def test_several_images_in_flight(run, tmp_path, ours, want):
+    """The data owner's three, up to the model owner's; progress only grows; a unit an image."""
+
+    async def main():
+        async with daemons(tmp_path, **{**THREE, VENDOR: {"in_flight": ours}}) as (vendor, hospital):
+            model_owner, data_owner = clients(vendor, hospital)
+            id = (await data_owner.call("session.start", **START))["session"]["id"]
+            watching = asyncio.create_task(data_owner.call("session.watch", session=id))
+            gate = Gate(hospital.sessions, want)
+            await model_owner.call("session.approve", session=id)
+            await gate.met.wait()
+            assert len(hospital.sessions._images) == len(vendor.sessions._serving) == want
+            gate.opened.set()
+            most = await most_until(
+                lambda: hospital.context.records.get(id).over,
+                lambda: hospital.sessions._images,
+                lambda: vendor.sessions._serving,
+            )
+            assert max(most) <= want
+            done = (await watching)["session"]
+            assert (done["state"], done["attempts"]) == ("done", IMAGES)
+            assert done["online"]["seconds"] < done["finished"] - done["started"]
+            shown = [p for p in data_owner.progress if p["stage"] == "online"]
+            assert all(a["done"] <= b["done"] for a, b in itertools.pairwise(shown))
+            assert shown[-1]["done"] <= shown[-1]["total"] == 1000 * IMAGES
+            assert any(p["text"] == f"images 1 to {want} of {IMAGES}" for p in shown)
+            await until(lambda: not vendor.sessions._serving)
+            assert vendor.context.records.get(id).done == IMAGES
+            return id
+
+    assert results(tmp_path, run(main())) == expected(tmp_path)
+    ours_used, theirs_used = audit(tmp_path)
+    assert len(ours_used) == len(theirs_used) == IMAGES
+
+
+@pytest.mark.parametrize("side", [VENDOR, HOSPITAL])
+def test_one_image_failing_leaves_the_others(run, tmp_path, side):
+    async def main():
+        async with daemons(tmp_path, **THREE) as (vendor, hospital):
+            model_owner, data_owner = clients(vendor, hospital)
+            await data_owner.call("offline.make", peer=VENDOR, model=MODEL, images=3)
+            store = {VENDOR: vendor, HOSPITAL: hospital}[side].context.store
+            second = hospital.context.ledger.all_ready()[1]
+            with open(store.root / second.hex() / "pads.bin", "r+b") as file:
+                file.seek(-1000, os.SEEK_END)
+                byte = file.read(1)
+                file.seek(-1, os.SEEK_CUR)
+                file.write(bytes([byte[0] ^ 1]))
+            id = (await data_owner.call("session.start", **START, images=3))["session"]["id"]
+            await model_owner.call("session.approve", session=id)
+            done = (await data_owner.call("session.watch", session=id))["session"]
+            assert (done["state"], done["attempts"]) == ("done", 4), "the two others were not begun again"
+            return id
+
+    found = results(tmp_path, run(main()))
+    want = expected(tmp_path)
+    assert found == {i: want[i] for i in range(3)}
+    ours, theirs = audit(tmp_path)
+    assert len(ours) == len(theirs) == 4
+
+
+@pytest.mark.parametrize("side", [VENDOR, HOSPITAL])
+def test_cancelling_stops_all_in_flight(run, tmp_path, side):
+    async def main():
+        async with daemons(tmp_path, **THREE) as (vendor, hospital):
+            both = dict(zip((VENDOR, HOSPITAL), clients(vendor, hospital), strict=True))
+            id = (await both[HOSPITAL].call("session.start", **START))["session"]["id"]
+            gate = Gate(hospital.sessions, 3)
+            await both[VENDOR].call("session.approve", session=id)
+            await gate.met.wait()
+            gate.opened.set()
+            await asyncio.sleep(random.uniform(0, 0.05))
+            assert (await both[side].call("session.cancel", session=id))["session"]["state"] == "cancelled"
+            await until(lambda: not hospital.sessions._images and not vendor.sessions._serving)
+            for daemon in (vendor, hospital):
+                await until(lambda daemon=daemon: daemon.context.records.get(id).state == "cancelled")
+                await until(lambda daemon=daemon: not daemon.context.jobs.running)
+            attempts = hospital.context.records.get(id).attempts
+            assert attempts <= hospital.context.records.get(id).done + 3
+            assert len(hospital.context.ledger.uses()) == attempts
+
+    run(main())
+    audit(tmp_path)
+
+
+def test_an_image_in_flight_is_not_served_twice(run, tmp_path):
+    """Nor more images than agreed; one that the data owner gave up makes place."""
+    two = {VENDOR: {"in_flight": 2}, HOSPITAL: {"in_flight": 2}}
+
+    async def main():
+        async with daemons(tmp_path, **two) as (vendor, hospital):
+            model_owner, data_owner = clients(vendor, hospital)
+            await data_owner.call("offline.make", peer=VENDOR, model=MODEL, images=IMAGES)
+            id = (await data_owner.call("session.start", **START, images=4))["session"]["id"]
+            gate = Gate(hospital.sessions, 2)
+            await model_owner.call("session.approve", session=id)
+            await gate.met.wait()
+            serving = vendor.sessions._serving
+            unit = vendor.context.ledger.all_ready()[-1]
+            ask = {"session": id, "unit": unit, "job": os.urandom(16), "beside": list(serving)}
+            for image, why in ((next(iter(serving.values())).image, "is being served"), (3, "as many as agreed")):
+                with pytest.raises(PeerError, match=why) as busy:
+                    await hospital.net.call(VENDOR, "session.image", {**ask, "image": image})
+                assert busy.value.code == "busy"
+            assert vendor.context.ledger.state(unit) == "ready"
+            gate.opened.set()
+            done = (await data_owner.call("session.watch", session=id))["session"]
+            assert (done["state"], done["attempts"]) == ("done", 4)
+            return id
+
+    found = results(tmp_path, run(main()))
+    want = expected(tmp_path)
+    assert found == {i: want[i] for i in range(4)}
+    audit(tmp_path)
+
+
+def test_two_sessions_take_turns(run, tmp_path):
+    async def main():
+        async with daemons(tmp_path, **THREE) as (vendor, hospital):
+            model_owner, data_owner = clients(vendor, hospital)
+            await data_owner.call("offline.make", peer=VENDOR, model=MODEL, images=2 * IMAGES)
+            ids = [(await data_owner.call("session.start", **START))["session"]["id"] for _ in range(2)]
+            gate = Gate(hospital.sessions, 3)
+            for id in ids:
+                await model_owner.call("session.approve", session=id)
+            await until(lambda: hospital.context.jobs.contended)
+            gate.opened.set()
+            for id in ids:
+                done = (await data_owner.call("session.watch", session=id))["session"]
+                assert (done["state"], done["attempts"]) == ("done", IMAGES)
+            uses = [use.session for use in hospital.context.ledger.uses()]
+            assert len(list(itertools.groupby(uses))) > 2, "one session after the other"
+            return ids
+
+    for id in run(main()):
+        assert results(tmp_path, id) == expected(tmp_path)
+    audit(tmp_path)
+
+
 def free_port():
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -381,12 +552,13 @@ def free_port():
 
 def test_kill_nine_at_any_moment(run, tmp_path):
     """Either daemon dies by kill -9 again and again; the run ends with the same bits, no unit is used twice."""
+    in_flight, kills = 3, 6
     install(tmp_path)
     port = free_port()
     identities = [Identity.load_or_create(paths(tmp_path, name).state, name) for name in (VENDOR, HOSPITAL)]
     books = [Peers(paths(tmp_path, name).state / "peers.json") for name in (VENDOR, HOSPITAL)]
     pair(*books, *identities, port)
-    both = {name: Process(tmp_path, name, port) for name in (VENDOR, HOSPITAL)}
+    both = {name: Process(tmp_path, name, port, in_flight) for name in (VENDOR, HOSPITAL)}
     rng = random.Random()
 
     async def working():
@@ -398,7 +570,7 @@ def test_kill_nine_at_any_moment(run, tmp_path):
         await asyncio.wait_for(working(), 120)
         session = (await both[HOSPITAL].client.call("session.start", **START))["session"]
         await both[VENDOR].client.call("session.approve", session=session["id"])
-        for kill in range(6):
+        for kill in range(kills):
             await asyncio.wait_for(working(), 120)
             await asyncio.sleep(rng.uniform(0.0, 1.0))
             name = (VENDOR, HOSPITAL)[kill % 2]
@@ -422,7 +594,7 @@ def test_kill_nine_at_any_moment(run, tmp_path):
     assert statuses == [0, 0]
     assert results(tmp_path, shown["id"]) == expected(tmp_path)
     vendor_uses, hospital_uses = audit(tmp_path)
-    assert IMAGES <= len(hospital_uses) <= IMAGES + 6, "a kill costs at most the image in flight"
+    assert IMAGES <= len(hospital_uses) <= IMAGES + kills * in_flight, "a kill costs at most the images in flight"
     assert len(vendor_uses) <= len(hospital_uses)
     for name in (VENDOR, HOSPITAL):
         log = (tmp_path / f"{name}.log").read_text()

@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 
 from mpcd.daemon import log
-from mpcd.daemon.config import Config, Limits, Listen, Paths, Timeouts
+from mpcd.daemon.config import Config, Limits, Listen, Online, Paths, Timeouts
 from mpcd.daemon.errors import PeerError
 from mpcd.daemon.identity import Identity
 from mpcd.daemon.image import dataset, dicom, preprocess
@@ -85,9 +85,15 @@ class Client:
             writer.close()
 
 
-def config(name: str, port: int = 0, **limits: Any) -> Config:
+def config(name: str, port: int = 0, in_flight: str | int = "auto", **limits: Any) -> Config:
     listen = Listen("127.0.0.1", port) if name == VENDOR else Listen("", 0)
-    return Config(name=name, listen=listen, limits=Limits(**{"disk_reserve_gib": 0.0, **limits}), timeouts=AT_ONCE)
+    return Config(
+        name=name,
+        listen=listen,
+        limits=Limits(**{"disk_reserve_gib": 0.0, **limits}),
+        online=Online(in_flight),
+        timeouts=AT_ONCE,
+    )
 
 
 def write_images(folder: Path, count: int = IMAGES) -> None:
@@ -144,12 +150,12 @@ def pair(vendor: Peers, hospital: Peers, ours: Identity, theirs: Identity, port:
 
 
 @contextlib.asynccontextmanager
-async def daemons(root: Path, images: int = IMAGES, **limits: Any) -> AsyncIterator[tuple[Daemon, Daemon]]:
-    """Vendor and hospital in this process, paired and connected."""
+async def daemons(root: Path, images: int = IMAGES, **settings: Any) -> AsyncIterator[tuple[Daemon, Daemon]]:
+    """Vendor and hospital in this process, paired and connected. ``settings``: of each, limits and in_flight."""
     log.configure(as_json=True)
     install(root, images)
-    vendor = Daemon(paths(root, VENDOR), config(VENDOR, **limits.get("vendor", {})))
-    hospital = Daemon(paths(root, HOSPITAL), config(HOSPITAL, **limits.get("hospital", {})))
+    vendor = Daemon(paths(root, VENDOR), config(VENDOR, **settings.get("vendor", {})))
+    hospital = Daemon(paths(root, HOSPITAL), config(HOSPITAL, **settings.get("hospital", {})))
     await vendor.start(warm=False)
     await hospital.start(warm=False)
     try:
@@ -172,11 +178,12 @@ async def daemons(root: Path, images: int = IMAGES, **limits: Any) -> AsyncItera
 class Process:
     """A daemon as a process, to be killed."""
 
-    def __init__(self, root: Path, name: str, port: int) -> None:
+    def __init__(self, root: Path, name: str, port: int, in_flight: int) -> None:
         self._root, self._name, self._port = root, name, port
         self.paths = paths(root, name)
         reserve = "[limits]\ndisk_reserve_gib = 0.0\n[timeouts]\nretry_first = 0.05\nretry_most = 0.2\n"
-        (self.paths.state / "mpcd.toml").write_text(f'name = "{name}"\n{reserve}')
+        online = f"[online]\nin_flight = {in_flight}\n"
+        (self.paths.state / "mpcd.toml").write_text(f'name = "{name}"\n{reserve}{online}')
         self.client = Client(self.paths.control_socket)
         self.start()
 
