@@ -393,6 +393,8 @@ class Api:
             raise Conflict(f"session {session.id[:12]} is {session.state} and has no results yet")
         dataset = context.library.dataset(session.own["dataset"])
         findings = list(session.own["findings"])
+        # Of the units that the session used up, also of those made in the night before.
+        seconds, moved = context.ledger.cost(session.id)
         return report.build(
             session=self._sessions.describe(session),
             findings=findings,
@@ -401,7 +403,7 @@ class Api:
             labels=dataset.labels_for(findings),
             clear=None if clear is None else _evaluation(clear),
             phases={
-                "offline": {"seconds": session.offline_seconds, "bytes": session.offline_bytes},
+                "offline": {"seconds": seconds, "bytes": moved},
                 "online": {"seconds": session.online_seconds, "bytes": session.online_bytes},
             },
             commitments={"model": terms.model_commitment, "dataset": terms.dataset_commitment},

@@ -16,7 +16,7 @@ from mpcd.protocol.ot.correlate import Extension
 BATCH = 16  # images whose matrix triples share ciphertexts
 
 # Correlated OTs a second with two processors, both parties on one machine: a guess until this peer was measured.
-GUESS = {"offline": 4_000_000.0, "online": 40_000_000.0}
+GUESS = {"offline": 20_000_000.0, "online": 60_000_000.0}
 GIB = 1 << 30
 
 

@@ -47,6 +47,13 @@ CREATE TABLE IF NOT EXISTS unit (
 );
 CREATE INDEX IF NOT EXISTS unit_by_state ON unit (state, peer, model);
 
+CREATE TABLE IF NOT EXISTS batch (
+    id       BLOB PRIMARY KEY,
+    units    INTEGER NOT NULL CHECK (units > 0),
+    seconds  REAL NOT NULL,
+    moved    INTEGER NOT NULL
+);
+
 CREATE TABLE IF NOT EXISTS step (
     number   INTEGER PRIMARY KEY AUTOINCREMENT,
     unit     BLOB NOT NULL,
@@ -194,6 +201,21 @@ class Ledger:
                 self._move(
                     db, unit, "making", "UPDATE unit SET state = 'ready', bytes = ?, changed = ?", size, time.time()
                 )
+
+    def made(self, batch: bytes, units: int, seconds: float, moved: int) -> None:
+        """What making a batch took: seconds, and bytes over the link."""
+        with self._commit() as db:
+            db.execute("INSERT OR REPLACE INTO batch VALUES (?, ?, ?, ?)", (batch, units, seconds, moved))
+
+    def cost(self, session: str) -> tuple[float, int]:
+        """Seconds and bytes that the making of this session's spent units took, whenever that was."""
+        with self._lock:
+            row = self._db.execute(
+                "SELECT total(b.seconds / b.units), total(b.moved * 1.0 / b.units) "
+                "FROM unit JOIN batch AS b ON b.id = unit.batch WHERE unit.session = ?",
+                (session,),
+            ).fetchone()
+        return float(row[0]), round(row[1])
 
     def spend(self, unit: bytes, session: str, image: int) -> Spent:
         """Mark a ready unit spent for one image of one session; on the disk when this returns."""

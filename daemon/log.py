@@ -75,5 +75,5 @@ def configure(as_json: bool | None = None, level: str = "info") -> None:
 
 
 def get(name: str) -> Any:
-    """The logger of one part of the daemon. It takes its configuration at each call, so modules may ask for it early."""
+    """The logger of one part of the daemon. It is configured at each call, so modules may ask for it early."""
     return structlog.get_logger(part=name)

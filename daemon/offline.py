@@ -185,6 +185,7 @@ class Offline:
             cots = (await aside(preprocessing.estimate, model.network, count, BATCH)).cots
             if cots and seconds > 0:
                 await aside(context.records.learn_rate, stock.peer, capacity.offline_phase(extension), cots / seconds)
+            await aside(context.ledger.made, batch, count, seconds, moved)
             if session is not None:
                 await aside(context.records.spent_time, session, "offline", seconds, moved)
             _log.info("batch ready", peer=peer, model=model.name, units=count, seconds=round(seconds, 1), bytes=moved)

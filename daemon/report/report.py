@@ -26,7 +26,7 @@ exactness               null without clear integer outputs, else
   largest_difference    largest |secure - clear| of an integer output, in units of the last place
   exact                 whether there is no other, and at least one was compared
 largest_logit_difference  largest |secure logit - float logit| of all, null without clear float outputs
-phases                  {phase: {seconds, bytes}} as given
+phases                  {phase: {seconds, bytes}} as given; offline: of the units used, whenever they were made
 commitments             {model, dataset}: salted commitments
 digests                 {recipe, network, software}
 approvals               list of {party, by, at, ...}: who approved this run

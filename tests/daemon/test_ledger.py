@@ -3,6 +3,7 @@
 import os
 import sqlite3
 import stat
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -31,6 +32,20 @@ def make(ledger, number, state="ready"):
     if state != "making":
         ledger.ready([unit(number)], 100)
     return unit(number)
+
+
+def test_what_a_session_s_units_took(tmp_path: Path) -> None:
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    batches = (b"1" * 16, b"2" * 16)
+    for number, batch in enumerate(batches):
+        ledger.begin(STOCK, batch, [unit(2 * number), unit(2 * number + 1)])
+        ledger.ready([unit(2 * number), unit(2 * number + 1)])
+        ledger.made(batch, 2, 10.0 * (number + 1), 1000 * (number + 1))
+    assert ledger.cost("run") == (0.0, 0)
+    ledger.spend(unit(0), "run", 0)
+    ledger.spend(unit(2), "run", 1)
+    ledger.spend(unit(3), "another", 0)
+    assert ledger.cost("run") == (15.0, 1500)
 
 
 def test_life_of_a_unit(ledger):

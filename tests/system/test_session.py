@@ -80,7 +80,8 @@ def test_report(pair: Pair, session: dict, clear: Path, cohort: Path) -> None:
         worst = max(abs(v["logits"][column] - v["float"][column]) for v in evaluation.values())
         assert math.isclose(shown["largest_difference"], worst, rel_tol=1e-9, abs_tol=1e-12)
     assert 0 < report["largest_logit_difference"] < 0.05
-    assert report["phases"]["offline"] == session["offline"]
+    # The units made ahead count as well.
+    assert report["phases"]["offline"]["bytes"] > session["offline"]["bytes"] > 0
     assert report["phases"]["online"] == session["online"]
     assert report["commitments"] == {"model": session["model_commitment"], "dataset": session["dataset_commitment"]}
     assert report["digests"]["recipe"] == session["recipe_digest"]
