@@ -255,7 +255,7 @@ def test_looking_around(run, tmp_path):
 
 def test_the_program(run, tmp_path):
     """Two daemons cannot share a state folder; SIGTERM ends one cleanly; a wrong option is named."""
-    daemon = Process(tmp_path, HOSPITAL, 0)
+    daemon = Process(tmp_path, HOSPITAL, 0, 1)
 
     async def main():
         assert (await daemon.answers())["name"] == HOSPITAL
