@@ -149,8 +149,9 @@ async def make_ot_correlations(
 ) -> None:
     """The second half of ``make_units``."""
     ots = await correlate.set_up(channel, extension)
+    needs = ot_needs(network)
     for sink in sinks:
-        for need in ot_needs(network):
+        for need in needs:
             await channel.compute(sink.put, need, await ots.make(channel, need))
             tell(_cots(need))
 
@@ -239,15 +240,19 @@ def stored_bits(need: Need, party: int) -> int:
 def estimate(network: Network, images: int, batch: int, extension: Extension = "iknp") -> Estimate:
     """The cost of ``images`` images made in batches of ``batch``."""
     needs = plan(network)
+    matrices = [need for need in needs if isinstance(need, MatrixNeed)]
+    others = [need for need in needs if not isinstance(need, MatrixNeed)]
     cots = sum(_cots(need) for need in needs)
-    batches = [batch] * (images // batch) + ([images % batch] if images % batch else [])
-    matrix = sum(
-        sum(matrix_triple.traffic(network, need.op, size)) for size in batches for need in matrix_needs(network)
-    )
+
+    def matrix_bytes(size: int) -> int:
+        return sum(sum(matrix_triple.traffic(network, need.op, size)) for need in matrices) if size else 0
+
+    whole, rest = divmod(images, batch)
+    matrix = (whole * matrix_bytes(batch) if whole else 0) + matrix_bytes(rest)
     return Estimate(
         images=images,
         cots=cots * images,
-        offline_bytes=sum(correlate.bytes_sent(need, extension) for need in ot_needs(network)) * images + matrix,
+        offline_bytes=sum(correlate.bytes_sent(need, extension) for need in others) * images + matrix,
         online_bytes=sum(online_bits(need) for need in needs) * images // 8,
         disk_bytes_model_owner=sum(stored_bits(need, MODEL_OWNER) for need in needs) * images // 8,
         disk_bytes_data_owner=sum(stored_bits(need, DATA_OWNER) for need in needs) * images // 8,
