@@ -10,21 +10,22 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpcd.daemon import approval, log
+from mpcd.daemon import log
 from mpcd.daemon.config import Config, Paths
+from mpcd.daemon.control.jobs import Jobs
 from mpcd.daemon.errors import ConfigError, ProtocolViolation
-from mpcd.daemon.identity import Identity
-from mpcd.daemon.jobs import Jobs
-from mpcd.daemon.ledger import Ledger
 from mpcd.daemon.library import Library
-from mpcd.daemon.peers import Peers
-from mpcd.daemon.records import Records
-from mpcd.daemon.store import UnitStore
+from mpcd.daemon.network.identity import Identity
+from mpcd.daemon.network.peers import Peers
+from mpcd.daemon.offline.ledger import Ledger
+from mpcd.daemon.offline.store import UnitStore
+from mpcd.daemon.sessions import approval
+from mpcd.daemon.sessions.records import Records
 from mpcd.daemon.version import software_digest
 from mpcd.daemon.warm import Kernels
 
 if TYPE_CHECKING:
-    from mpcd.daemon.link import PeerNetwork
+    from mpcd.daemon.network.link import PeerNetwork
 
 R = TypeVar("R")
 

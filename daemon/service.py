@@ -6,19 +6,19 @@ import asyncio
 import contextlib
 
 from mpcd.daemon import log
-from mpcd.daemon.agreement import Agreement
-from mpcd.daemon.api import Api
 from mpcd.daemon.catalogue import Catalogue
 from mpcd.daemon.config import Config, Paths
 from mpcd.daemon.context import Context
-from mpcd.daemon.control import ControlServer
-from mpcd.daemon.identity import Identity
-from mpcd.daemon.link import PeerNetwork
-from mpcd.daemon.offline import Offline
-from mpcd.daemon.partner import Partner
-from mpcd.daemon.peers import FILE_NAME as PEERS_FILE
-from mpcd.daemon.peers import Peers
-from mpcd.daemon.sessions import Sessions
+from mpcd.daemon.control.api import Api
+from mpcd.daemon.control.server import ControlServer
+from mpcd.daemon.network.identity import Identity
+from mpcd.daemon.network.link import PeerNetwork
+from mpcd.daemon.network.partner import Partner
+from mpcd.daemon.network.peers import FILE_NAME as PEERS_FILE
+from mpcd.daemon.network.peers import Peers
+from mpcd.daemon.offline.agreement import Agreement
+from mpcd.daemon.offline.making import Offline
+from mpcd.daemon.sessions.sessions import Sessions
 
 DRAIN = 40.0  # seconds; systemd/mpcd.service allows 60 for all of stopping
 

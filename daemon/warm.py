@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mpcd.daemon import log
-from mpcd.daemon.jobs import Job
+from mpcd.daemon.control.jobs import Job
 from mpcd.daemon.version import software_digest
 from mpcd.protocol import executor, lockstep, preprocessing
 from mpcd.protocol.channel import Channel

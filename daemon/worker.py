@@ -24,11 +24,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcd.daemon import log
+from mpcd.daemon.control.jobs import Job
 from mpcd.daemon.errors import BadInput, InternalError, MpcdError, PeerError
 from mpcd.daemon.image import dataset, dicom, preprocess
 from mpcd.daemon.image import recipe as recipes
 from mpcd.daemon.image.recipe import Recipe
-from mpcd.daemon.jobs import Job
 
 MAX_LINE = 256 * 1024 * 1024
 MOST_CALIBRATION = 512  # images kept in memory to choose scales on

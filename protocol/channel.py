@@ -2,7 +2,7 @@
 
 Protocols are ``async def`` functions, but ``async`` here is not asyncio: awaiting yields one of three effects, and a
 driver performs it. ``protocol/lockstep.py`` drives both parties in one thread (tests, estimates);
-``daemon/driver.py`` drives one party over TLS.
+``daemon/network/driver.py`` drives one party over TLS.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from typing import Any
 
 from mpcd.daemon.bench.options import SUBJECTS, Options
 from mpcd.daemon.config import Paths, split_address
-from mpcd.daemon.control import UsageError
+from mpcd.daemon.control.server import UsageError
 from mpcd.daemon.errors import MpcdError
 
 THREADS = ("NUMBA_NUM_THREADS", "OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")

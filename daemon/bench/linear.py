@@ -9,7 +9,7 @@ import numpy as np
 
 from mpcd.daemon.bench.options import Options
 from mpcd.daemon.bench.party import Party
-from mpcd.daemon.control import UsageError
+from mpcd.daemon.control.server import UsageError
 from mpcd.protocol import linear, preprocessing
 from mpcd.protocol.channel import MODEL_OWNER, Channel
 from mpcd.protocol.correlations import Need

@@ -20,10 +20,10 @@ from mpcd.daemon.bench import networks
 from mpcd.daemon.bench.options import Options
 from mpcd.daemon.bench.ot import chosen
 from mpcd.daemon.bench.party import Party
-from mpcd.daemon.control import UsageError
-from mpcd.daemon.ledger import Ledger, Stock
+from mpcd.daemon.control.server import UsageError
 from mpcd.daemon.model import artifact
-from mpcd.daemon.store import UnitStore, UnitWriter
+from mpcd.daemon.offline.ledger import Ledger, Stock
+from mpcd.daemon.offline.store import UnitStore, UnitWriter
 from mpcd.daemon.warm import every_operation
 from mpcd.protocol import executor, oracle, preprocessing
 from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER, Channel

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from mpcd.daemon.control import UsageError
+from mpcd.daemon.control.server import UsageError
 
 SUBJECTS = ("link", "ot", "relu", "linear", "model")
 RUNS = {"model": 1}

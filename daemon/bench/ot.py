@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mpcd.daemon.bench.options import Options
 from mpcd.daemon.bench.party import Party
-from mpcd.daemon.control import UsageError
+from mpcd.daemon.control.server import UsageError
 from mpcd.protocol.channel import MODEL_OWNER, Channel
 from mpcd.protocol.correlations import LeafNeed
 from mpcd.protocol.ot import correlate

@@ -19,12 +19,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mpcd.daemon import driver, tls
 from mpcd.daemon.bench.meter import Cost, Meter, Metered
 from mpcd.daemon.config import Timeouts
 from mpcd.daemon.errors import LinkError, MpcdError, PeerUnreachable
-from mpcd.daemon.identity import Identity
-from mpcd.daemon.transport import Connection, dial
+from mpcd.daemon.network import driver, tls
+from mpcd.daemon.network.identity import Identity
+from mpcd.daemon.network.transport import Connection, dial
 from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER, Channel
 from mpcd.protocol.wire import Frame
 

@@ -6,10 +6,10 @@ import contextlib
 import pytest
 import uvloop
 
-from mpcd.daemon import tls
 from mpcd.daemon.config import Timeouts
-from mpcd.daemon.identity import Identity
-from mpcd.daemon.transport import Connection, dial
+from mpcd.daemon.network import tls
+from mpcd.daemon.network.identity import Identity
+from mpcd.daemon.network.transport import Connection, dial
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 from mpcd.daemon import warm
-from mpcd.daemon.jobs import Job
+from mpcd.daemon.control.jobs import Job
 from mpcd.protocol import network
 
 

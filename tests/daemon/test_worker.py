@@ -9,9 +9,9 @@ import psutil
 import pytest
 
 from mpcd.daemon import worker
+from mpcd.daemon.control.jobs import Job
 from mpcd.daemon.errors import InternalError, PeerError
 from mpcd.daemon.image import dataset, phantom
-from mpcd.daemon.jobs import Job
 from mpcd.daemon.library import Library
 
 RECIPE = """

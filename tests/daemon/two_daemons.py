@@ -21,15 +21,15 @@ import numpy as np
 from mpcd.daemon import log
 from mpcd.daemon.config import Config, Limits, Listen, Online, Paths, Timeouts
 from mpcd.daemon.errors import PeerError
-from mpcd.daemon.identity import Identity
 from mpcd.daemon.image import dataset, dicom, preprocess
 from mpcd.daemon.image import recipe as recipes
-from mpcd.daemon.ledger import Ledger
 from mpcd.daemon.library import Library
 from mpcd.daemon.model import artifact
-from mpcd.daemon.peers import Peers
-from mpcd.daemon.records import Records
+from mpcd.daemon.network.identity import Identity
+from mpcd.daemon.network.peers import Peers
+from mpcd.daemon.offline.ledger import Ledger
 from mpcd.daemon.service import Daemon
+from mpcd.daemon.sessions.records import Records
 from mpcd.protocol import oracle
 from tests.protocol.small_networks import residual
 

@@ -1,0 +1,1 @@
+"""The control API: what mpcctl asks over a unix socket (docs/control-api.md)."""

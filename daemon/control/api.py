@@ -1,0 +1,457 @@
+"""The methods of the control API: what mpcctl can ask for. Their contract is docs/control-api.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from mpcd.daemon import worker
+from mpcd.daemon.catalogue import Catalogue
+from mpcd.daemon.context import Context, aside
+from mpcd.daemon.control.jobs import Job
+from mpcd.daemon.control.server import Method, Params
+from mpcd.daemon.errors import BadInput, ConfigError, Conflict, NotFound
+from mpcd.daemon.library import Model
+from mpcd.daemon.network.identity import Invite
+from mpcd.daemon.network.peers import Peer
+from mpcd.daemon.offline import capacity
+from mpcd.daemon.offline.ledger import Stock
+from mpcd.daemon.offline.making import Offline
+from mpcd.daemon.report import report
+from mpcd.daemon.sessions import approval
+from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, MODEL_OWNER_ROLE, Session
+from mpcd.daemon.sessions.sessions import Sessions
+from mpcd.daemon.version import PROTOCOL_VERSION, software_version
+from mpcd.protocol import matrix_triple, preprocessing
+from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER
+
+Result = dict[str, Any]
+
+
+class Api:
+    """One method each; ``methods`` maps their names."""
+
+    def __init__(
+        self,
+        context: Context,
+        catalogue: Catalogue,
+        offline: Offline,
+        sessions: Sessions,
+    ) -> None:
+        self._context = context
+        self._catalogue = catalogue
+        self._offline = offline
+        self._sessions = sessions
+        self._started = time.time()
+        self.methods: dict[str, Method] = {
+            "status": self._status,
+            "id": self._id,
+            "peer.add": self._peer_add,
+            "peer.list": self._peer_list,
+            "peer.remove": self._peer_remove,
+            "model.add": self._model_add,
+            "model.list": self._model_list,
+            "model.show": self._model_show,
+            "model.remove": self._model_remove,
+            "model.evaluate": self._model_evaluate,
+            "dataset.add": self._dataset_add,
+            "dataset.list": self._dataset_list,
+            "dataset.show": self._dataset_show,
+            "dataset.remove": self._dataset_remove,
+            "offline.make": self._offline_make,
+            "offline.status": self._offline_status,
+            "session.start": self._session_start,
+            "session.list": self._session_list,
+            "session.show": self._session_show,
+            "session.watch": self._session_watch,
+            "session.cancel": self._session_cancel,
+            "session.approve": self._session_approve,
+            "session.deny": self._session_deny,
+            "report": self._report,
+        }
+
+    # The daemon
+
+    async def _status(self, params: Params, job: Job) -> Result:
+        params.end()
+        context = self._context
+        sessions = [s for s in await aside(context.records.all) if not s.over]
+        return {
+            "version": software_version(),
+            "protocol_version": PROTOCOL_VERSION,
+            "software": context.software,
+            "name": context.config.name,
+            "fingerprint": context.identity.fingerprint,
+            "listen": f"{context.config.listen.host}:{context.net.port}" if context.net.port else None,
+            "state_dir": str(context.paths.state),
+            "started": self._started,
+            "threads": context.threads,
+            "memory_available_bytes": psutil.virtual_memory().available,
+            "disk_free_bytes": context.store.free_bytes(),
+            "kernels": context.kernels.describe(),
+            "peers": [self._peer(peer) for peer in context.peers.list()],
+            "units": await self._stocks(None, None),
+            "sessions": [self._sessions.describe(session) for session in sessions],
+            "jobs": self._jobs(),
+            "warnings": await self._warnings(),
+        }
+
+    async def _id(self, params: Params, job: Job) -> Result:
+        params.end()
+        context = self._context
+        invite: Invite = context.identity.invite(context.config.name, context.config.advertise)
+        return {
+            "name": context.config.name,
+            "fingerprint": context.identity.fingerprint,
+            "address": context.config.advertise or None,
+            "invite": str(invite),
+        }
+
+    async def _warnings(self) -> list[str]:
+        context = self._context
+        found = [
+            f"an unknown {s.name!r} (certificate {s.fingerprint[:16]}...) knocked from {s.address}"
+            for s in context.net.strangers()
+            if context.peers.find(s.fingerprint) is None
+        ]
+        try:
+            approval.load(context.policy_file)
+        except ConfigError as error:
+            found.append(f"the policy is not used, nothing is approved unasked: {error}")
+        states = [(peer.name, context.net.status(peer.name)) for peer in context.peers.list()]
+        found += [f"{name} is not connected: {state.error}" for name, state in states if state.error]
+        if reused := await aside(context.ledger.reuse_count):
+            found.append(f"{reused} units were used twice: stop using this daemon and tell its makers")
+        return found
+
+    # Peers
+
+    def _peer(self, peer: Peer) -> Result:
+        status = self._context.net.status(peer.name)
+        return {
+            "name": peer.name,
+            "fingerprint": peer.fingerprint,
+            "address": peer.address or None,
+            "added": peer.added,
+            "connected": status.connected,
+            "error": status.error,
+            "hint": status.hint,
+        }
+
+    async def _peer_add(self, params: Params, job: Job) -> Result:
+        invite, name, address = params.text("invite"), params.optional_text("name"), params.optional_text("address")
+        params.end()
+        return {"peer": self._peer(await aside(self._context.peers.add, invite, name, address))}
+
+    async def _peer_list(self, params: Params, job: Job) -> Result:
+        params.end()
+        return {"peers": [self._peer(peer) for peer in self._context.peers.list()]}
+
+    async def _peer_remove(self, params: Params, job: Job) -> Result:
+        name = params.text("name")
+        params.end()
+        self._unused("peer", lambda session: session.peer == name)
+        peer = self._peer(self._context.peers.get(name))
+        await aside(self._context.peers.remove, name)
+        return {"peer": {**peer, "connected": False}}
+
+    def _unused(self, what: str, uses: Any) -> None:
+        using = [s for s in self._context.records.all() if not s.over and uses(s)]
+        if using:
+            raise Conflict(
+                f"session {using[0].id[:12]} still needs this {what}", f"mpcctl session cancel {using[0].id[:12]}"
+            )
+
+    # Models
+
+    async def _model_add(self, params: Params, job: Job) -> Result:
+        name = params.text("name")
+        task: dict[str, Any] = {"task": "compile", "name": name}
+        task["path"] = str(params.path("path"))
+        task["arch"] = params.optional_text("arch")
+        task["recipe"] = params.text("recipe")
+        task["calibrate"] = str(params.path("calibrate"))
+        labels = params.optional_path("labels")
+        task["labels"] = None if labels is None else str(labels)
+        task["findings"] = params.optional_texts("findings")
+        params.end()
+        library = self._context.library
+        library.free_model_name(name)
+        with library.scratch() as scratch:
+            task["out"] = str(scratch)
+            made = await worker.run(task, job, self._context.threads)
+            model = await aside(library.add_model, name, scratch)
+        return {"model": model.describe(), "report": made}
+
+    async def _model_list(self, params: Params, job: Job) -> Result:
+        peer = params.optional_text("peer")
+        params.end()
+        models = await aside(self._context.library.models) if peer is None else await self._catalogue.list(peer)
+        return {"models": [model.describe() for model in models]}
+
+    async def _model_show(self, params: Params, job: Job) -> Result:
+        name, peer = params.text("name"), params.optional_text("peer")
+        params.end()
+        library = self._context.library
+        if peer is not None:
+            model, shown = await self._catalogue.get(peer, name), None
+        else:
+            model = await aside(library.model, name)
+            shown = await aside(library.report, name)
+        party = MODEL_OWNER if peer is None else DATA_OWNER
+        return {
+            "model": model.describe(),
+            "recipe": model.recipe.to_toml(),
+            "report": shown,
+            "estimate": await aside(_one_image, model, party),
+        }
+
+    async def _model_remove(self, params: Params, job: Job) -> Result:
+        name = params.text("name")
+        params.end()
+        context = self._context
+        model = await aside(context.library.model, name)
+        self._unused("model", lambda s: s.role == MODEL_OWNER_ROLE and s.terms.model_commitment == model.commitment)
+        await aside(context.library.remove_model, name)
+        for stock in await aside(context.ledger.counts):
+            if stock.model == model.commitment:
+                units = await aside(context.ledger.ready_units, stock)
+                await aside(context.store.remove, await aside(context.ledger.burn, units, "the model was removed"))
+        return {"model": model.describe()}
+
+    async def _model_evaluate(self, params: Params, job: Job) -> Result:
+        name, path, labels = params.text("name"), params.path("dataset_path"), params.optional_path("labels")
+        params.end()
+        folder = self._context.library.model_folder(name)
+        task = {
+            "task": "evaluate",
+            "model": str(folder),
+            "path": str(path),
+            "labels": None if labels is None else str(labels),
+        }
+        return {"evaluation": await worker.run(task, job, self._context.threads)}
+
+    # Data sets
+
+    async def _dataset_add(self, params: Params, job: Job) -> Result:
+        name, path, labels = params.text("name"), params.path("path"), params.path("labels")
+        params.end()
+        library = self._context.library
+        library.free_dataset_name(name)
+        with library.scratch() as scratch:
+            index = scratch / "index.json"
+            task = {"task": "scan", "path": str(path), "labels": str(labels), "out": str(index)}
+            await worker.run(task, job, self._context.threads)
+            await aside(library.add_dataset, name, index)
+        return {"dataset": await aside(library.describe_dataset, name)}
+
+    async def _dataset_list(self, params: Params, job: Job) -> Result:
+        params.end()
+        library = self._context.library
+        return {"datasets": [await aside(library.describe_dataset, name) for name in library.datasets()]}
+
+    async def _dataset_show(self, params: Params, job: Job) -> Result:
+        name = params.text("name")
+        params.end()
+        library = self._context.library
+        dataset = await aside(library.dataset, name)
+        return {
+            "dataset": await aside(library.describe_dataset, name),
+            "skipped_files": [{"file": s.path, "reason": f"{s.reason}: {s.detail}"} for s in dataset.skipped],
+        }
+
+    async def _dataset_remove(self, params: Params, job: Job) -> Result:
+        name = params.text("name")
+        params.end()
+        library = self._context.library
+        described = await aside(library.describe_dataset, name)
+        self._unused("data set", lambda s: s.role == DATA_OWNER_ROLE and s.own.get("dataset") == name)
+        await aside(library.remove_dataset, name)
+        return {"dataset": described}
+
+    # Offline
+
+    async def _offline_make(self, params: Params, job: Job) -> Result:
+        peer, name, images = params.text("peer"), params.text("model"), params.count("images")
+        estimate_only = params.flag("estimate_only")
+        params.end()
+        context = self._context
+        context.peers.get(peer)
+        if context.library.has_model(name):
+            model = await aside(context.library.model, name)
+            return await self._offline.ask(peer, model, images, estimate_only, job)
+        model = await self._catalogue.get(peer, name)
+        if estimate_only:
+            return {"estimate": dataclasses.asdict(await self._offline.estimate(peer, model, images))}
+        job.peer, job.model = peer, name
+        context.jobs.running.add(job)
+        try:
+            return await self._offline.make(peer, model, images, job)
+        finally:
+            context.jobs.running.discard(job)
+
+    async def _offline_status(self, params: Params, job: Job) -> Result:
+        peer, model = params.optional_text("peer"), params.optional_text("model")
+        params.end()
+        return {
+            "units": await self._stocks(peer, model),
+            "jobs": self._jobs(),
+            "reuse_count": await aside(self._context.ledger.reuse_count),
+        }
+
+    async def _stocks(self, peer: str | None, model: str | None) -> list[Result]:
+        """What the ledger has, by names where they are known."""
+        context = self._context
+        peers = {p.fingerprint: p.name for p in context.peers.list()}
+        models = {m.commitment: m.name for m in await aside(context.library.models)}
+        models |= {s.terms.model_commitment: s.terms.model for s in await aside(context.records.all)}
+        models |= self._catalogue.names
+        found = []
+        stocks: dict[Stock, dict[str, int]] = await aside(context.ledger.counts)
+        for stock, counts in stocks.items():
+            entry = {
+                "peer": peers.get(stock.peer, stock.peer[:16]),
+                "model": models.get(stock.model, stock.model[:16]),
+                "commitment": stock.model,
+                "ready": counts["ready"],
+                "making": counts["making"],
+                "spent": counts["spent"],
+                "burnt": counts["burnt"],
+                "disk_bytes": counts["bytes"],
+            }
+            if peer in (None, entry["peer"]) and model in (None, entry["model"]):
+                found.append(entry)
+        return found
+
+    def _jobs(self) -> list[Result]:
+        return [
+            {**dataclasses.asdict(job.progress), "peer": job.peer, "model": job.model}
+            for job in self._context.jobs.running
+        ]
+
+    # Sessions
+
+    async def _session_start(self, params: Params, job: Job) -> Result:
+        peer, model, dataset = params.text("peer"), params.text("model"), params.text("dataset")
+        images, reveal = params.optional_count("images"), params.optional_text("reveal") or "scores"
+        estimate_only = params.flag("estimate_only")
+        params.end()
+        session, estimate = await self._sessions.start(peer, model, dataset, images, reveal, estimate_only)
+        result: Result = {"estimate": dataclasses.asdict(estimate)}
+        if session is not None:
+            result["session"] = self._sessions.describe(session)
+        return result
+
+    async def _session_list(self, params: Params, job: Job) -> Result:
+        everything = params.flag("all", True)
+        params.end()
+        sessions = [s for s in await aside(self._context.records.all) if everything or not s.over]
+        return {"sessions": [self._sessions.describe(session) for session in sessions]}
+
+    async def _session_show(self, params: Params, job: Job) -> Result:
+        return self._shown(self._context.records.find(_session_id(params)))
+
+    async def _session_watch(self, params: Params, job: Job) -> Result:
+        session = self._context.records.find(_session_id(params))
+        if not session.over:
+            with self._sessions.job(session.id).watched() as progress:
+                async for item in progress:
+                    job.relay(item)
+        return self._shown(self._context.records.get(session.id))
+
+    async def _session_cancel(self, params: Params, job: Job) -> Result:
+        return self._shown(await self._sessions.cancel(_session_id(params)))
+
+    async def _session_approve(self, params: Params, job: Job) -> Result:
+        return self._shown(await self._sessions.approve(_session_id(params)))
+
+    async def _session_deny(self, params: Params, job: Job) -> Result:
+        reason = params.optional_text("reason") or ""
+        return self._shown(await self._sessions.deny(_session_id(params), reason))
+
+    def _shown(self, session: Session) -> Result:
+        return {"session": self._sessions.describe(session)}
+
+    # Report
+
+    async def _report(self, params: Params, job: Job) -> Result:
+        clear = params.optional_path("clear")
+        session = self._context.records.find(_session_id(params))
+        return {"report": await aside(self._build_report, session, clear)}
+
+    def _build_report(self, session: Session, clear: Path | None) -> Result:
+        context, terms = self._context, session.terms
+        if session.role != DATA_OWNER_ROLE:
+            raise Conflict(
+                f"the scores of session {session.id[:12]} are {session.peer}'s", "the data owner has the report"
+            )
+        results = context.records.results(session.id)
+        if not results:
+            raise Conflict(f"session {session.id[:12]} is {session.state} and has no results yet")
+        dataset = context.library.dataset(session.own["dataset"])
+        findings = list(session.own["findings"])
+        # Of the units that the session used up, also of those made in the night before.
+        seconds, moved = context.ledger.cost(session.id)
+        return report.build(
+            session=self._sessions.describe(session),
+            findings=findings,
+            secure={dataset.entries[number].uid: logits or [] for number, logits in results.items()},
+            output_scale=session.own["output_scale"],
+            labels=dataset.labels_for(findings),
+            clear=None if clear is None else _evaluation(clear),
+            phases={
+                "offline": {"seconds": seconds, "bytes": moved},
+                "online": {"seconds": session.online_seconds, "bytes": session.online_bytes},
+            },
+            commitments={"model": terms.model_commitment, "dataset": terms.dataset_commitment},
+            digests={
+                "recipe": terms.recipe_digest,
+                "network": terms.network_digest,
+                "software": context.software,
+                "peer_software": session.peer_software,
+            },
+            approvals=[
+                {"party": context.config.name, "by": "operator", "at": session.created},
+                {"party": session.peer, "by": session.approved_by, "at": session.approved},
+            ],
+        )
+
+
+def _session_id(params: Params) -> str:
+    found = params.text("session")
+    params.end()
+    return found
+
+
+def _one_image(model: Model, party: int) -> Result:
+    """What an image costs when a whole batch is made."""
+    whole = preprocessing.estimate(model.network, capacity.BATCH, capacity.BATCH)
+    disk = (whole.disk_bytes_model_owner, whole.disk_bytes_data_owner)
+    coefficient, image = matrix_triple.flooding_bits(model.network, capacity.BATCH)
+    return {
+        "offline_bytes": whole.offline_bytes // capacity.BATCH,
+        "online_bytes": whole.online_bytes // capacity.BATCH,
+        "disk_bytes": disk[party] // capacity.BATCH,
+        "peer_disk_bytes": disk[1 - party] // capacity.BATCH,
+        "cots": whole.cots // capacity.BATCH,
+        "memory_bytes": whole.memory_bytes,
+        "flooding_bits_coefficient": round(coefficient, 2),
+        "flooding_bits_image": round(image, 2),
+    }
+
+
+def _evaluation(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise NotFound(f"there is no file {path}") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path} is not an evaluation: {error}", "mpcctl model evaluate --out writes one") from error
+    if not isinstance(found, dict):
+        raise BadInput(f"{path} is not an evaluation", "mpcctl model evaluate --out writes one")
+    return found

@@ -1,0 +1,1 @@
+"""The network of pinned peers: who we are, TLS, frames, calls, and a protocol driven over a connection."""

@@ -1,0 +1,701 @@
+"""The network of pinned peers: one listening port, one control link to every peer, data connections on demand.
+
+Whoever has an address for the other dials, and dials again. If both do and both get through, the connection dialled by
+the side with the smaller fingerprint stays; both ends judge alike. A data connection is dialled by the side that
+dialled the control link (the other may be unreachable from outside), and is open when both sides have asked for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import inspect
+import ipaddress
+import os
+import random
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Mapping
+from typing import Any
+
+from mpcd.daemon import log
+from mpcd.daemon.config import Config, split_address
+from mpcd.daemon.errors import (
+    CertificateChanged,
+    ConfigError,
+    Conflict,
+    InternalError,
+    LinkError,
+    MpcdError,
+    PeerError,
+    PeerUnreachable,
+    Refused,
+    UnknownPeer,
+)
+from mpcd.daemon.network import greeting, tls
+from mpcd.daemon.network.greeting import CHANNEL, CONTROL, KNOCK, Hello
+from mpcd.daemon.network.identity import Identity, grouped
+from mpcd.daemon.network.peers import Peer, Peers
+from mpcd.daemon.network.rpc import Handler, Link
+from mpcd.daemon.network.transport import Connection, dial
+from mpcd.daemon.version import PROTOCOL_VERSION
+
+__all__ = ["PROTOCOL_VERSION", "PeerError", "PeerNetwork", "PeerStatus", "Stranger"]
+
+STRANGERS = 32  # remembered for the operator
+LOG_PAUSE = 5.0  # seconds between two log lines about connections from nobody we know
+_DUPLICATE = "duplicate_link"
+
+Watcher = Callable[[str], Any]
+
+
+class DuplicateLink(Refused):
+    """There is a control link already, and it stays."""
+
+    code = _DUPLICATE
+
+
+class TooManyChannels(Refused):
+    """Too many data connections to this peer are open."""
+
+    code = "busy"
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Stranger:
+    """Somebody who knocked: what they say of themselves, which nothing proves."""
+
+    name: str
+    fingerprint: str
+    address: str
+    time: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class PeerStatus:
+    """``error`` says why there is no link, ``hint`` what to do; ``software`` and ``digest`` are the peer's."""
+
+    connected: bool
+    dialled: bool
+    address: str
+    since: float
+    software: str
+    digest: str
+    code: str
+    error: str
+    hint: str
+
+
+class _PeerState:
+    """What the network keeps of one peer."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.link: Link | None = None
+        self.error: MpcdError | None = None
+        self.task: asyncio.Task[None] | None = None
+        self.channels: set[Connection] = set()
+        self.arrived: dict[bytes, Connection] = {}  # dialled by the peer, not yet asked for here
+        self.wanted: set[bytes] = set()
+        self.changed = asyncio.Event()
+
+    def notify(self) -> None:
+        """Wake everybody who waits for a change of this peer."""
+        self.changed.set()
+        self.changed = asyncio.Event()
+
+    def open_channels(self) -> int:
+        self.channels = {c for c in self.channels if c.failure is None}
+        self.arrived = {job: c for job, c in self.arrived.items() if c.failure is None}
+        return len(self.channels) + len(self.arrived)
+
+
+class PeerNetwork:
+    """``handlers``: method name to ``async (peer name, params) -> result``; params and results are msgpack maps.
+
+    ``on_connect`` and ``on_disconnect`` get the peer's name; a coroutine they return runs as a task.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        identity: Identity,
+        peers: Peers,
+        handlers: Mapping[str, Handler],
+        on_connect: Watcher | None = None,
+        on_disconnect: Watcher | None = None,
+    ) -> None:
+        self._config = config
+        self._identity = identity
+        self._peers = peers
+        self._handlers = handlers
+        self._on_connect = on_connect
+        self._on_disconnect = on_disconnect
+        self._instance = os.urandom(8).hex()
+        self._states: dict[str, _PeerState] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._server: asyncio.Server | None = None
+        self._server_context: ssl.SSLContext | None = None
+        self._unauthenticated: dict[Connection, str] = {}  # and where from, as soon as that is known
+        self._strangers: deque[Stranger] = deque(maxlen=STRANGERS)
+        self._stranger_logged = float("-inf")
+        self._unwatch: Callable[[], None] | None = None
+        self._log = log.get("link")
+
+    # What the daemon calls.
+
+    async def start(self) -> None:
+        """Listen, and begin to dial. Raises ConfigError if the address cannot be had."""
+        listen = self._config.listen
+        loop = asyncio.get_running_loop()
+        if listen.host:
+            try:
+                self._server = await loop.create_server(self._accept, listen.host, listen.port)
+            except OSError as error:
+                raise ConfigError(
+                    f"cannot listen on {listen.host} port {listen.port}: {error.strerror or error}",
+                    "choose another listen.host or listen.port in mpcd.toml, or stop what uses it",
+                ) from error
+            self._log.info("listening", host=listen.host, port=self.port)
+
+        def follow() -> None:
+            loop.call_soon_threadsafe(self._follow_peers)
+
+        self._unwatch = self._peers.watch(follow)
+        self._follow_peers()
+
+    async def stop(self) -> None:
+        """Close everything. What is in flight fails on both sides."""
+        if self._unwatch is not None:
+            self._unwatch()
+            self._unwatch = None
+        if self._server is not None:
+            self._server.close()
+        closing = []
+        for state in self._states.values():
+            for connection in (*state.channels, *state.arrived.values()):
+                connection.abort()
+            if state.link is not None:
+                state.link.stop()
+                closing.append(state.link.connection.close(wait=0.5))
+            if state.task is not None:
+                state.task.cancel()
+        await asyncio.gather(*closing, return_exceptions=True)
+        tasks = [*self._tasks, *(state.task for state in self._states.values() if state.task is not None)]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._states.clear()
+
+    @property
+    def port(self) -> int:
+        """The port we listen on; 0 for none."""
+        return int(self._server.sockets[0].getsockname()[1]) if self._server and self._server.sockets else 0
+
+    def connected(self, peer: str) -> bool:
+        state = self._states.get(peer)
+        return state is not None and state.link is not None
+
+    def status(self, peer: str) -> PeerStatus:
+        state = self._state(peer)
+        link, error = state.link, state.error
+        if link is None:
+            code = error.code if error else ""
+            hint = error.hint if error else ""
+            return PeerStatus(False, False, state.peer.address, 0.0, "", "", code, str(error or ""), hint)
+        address = state.peer.address if link.dialled else link.connection.peer_address
+        theirs = link.theirs
+        return PeerStatus(True, link.dialled, address, link.since, theirs.software, theirs.digest, "", "", "")
+
+    def strangers(self) -> tuple[Stranger, ...]:
+        """Who knocked lately, the last one last."""
+        return tuple(self._strangers)
+
+    async def wait_connected(self, peer: str, timeout: float) -> None:
+        """Raises PeerUnreachable, with the last reason, if there is no link by then."""
+        state = self._state(peer)
+        try:
+            async with asyncio.timeout(timeout):
+                while state.link is None:
+                    await state.changed.wait()
+        except TimeoutError:
+            raise self._unreachable(state) from None
+
+    async def call(
+        self, peer: str, method: str, params: dict[str, Any], timeout: float | None = None
+    ) -> dict[str, Any]:
+        """The peer's answer. Raises PeerError with the peer's code and message; LinkError if the link is or goes down.
+
+        After a LinkError the peer may or may not have done what was asked.
+        """
+        state = self._state(peer)
+        if state.link is None:
+            raise self._unreachable(state)
+        return await state.link.call(method, params, self._config.timeouts.call if timeout is None else timeout)
+
+    async def open_channel(self, peer: str, job: bytes, timeout: float = 30.0) -> Connection:
+        """A data connection for this job, which the peer has asked for as well. Raises LinkError, PeerError."""
+        if len(job) != greeting.JOB_BYTES:
+            raise ValueError(f"a job id has {greeting.JOB_BYTES} bytes")
+        state = self._state(peer)
+        if job in state.wanted:
+            raise Conflict(f"the data connection of job {job.hex()} is being opened already")
+        state.wanted.add(job)
+        try:
+            async with asyncio.timeout(timeout):
+                return await self._open_channel(state, job)
+        except TimeoutError:
+            if state.link is None:
+                raise self._unreachable(state) from None
+            raise PeerUnreachable(
+                f"{peer} did not open its end of the data connection within {timeout:g} seconds",
+                f"the control link is up: look at the log of {peer}'s daemon, and at firewalls between",
+            ) from None
+        finally:
+            state.wanted.discard(job)
+
+    # Peers come and go.
+
+    def _state(self, peer: str) -> _PeerState:
+        known = self._peers.get(peer)
+        return self._states.get(peer) or _PeerState(known)
+
+    def _follow_peers(self) -> None:
+        """Make the states agree with the store."""
+        self._server_context = None
+        known = {peer.name: peer for peer in self._peers.list()}
+        for name, state in list(self._states.items()):
+            if name not in known or known[name].certificate != state.peer.certificate:
+                del self._states[name]
+                self._drop(state)
+        for name, peer in known.items():
+            state = self._states.setdefault(name, _PeerState(peer))
+            if state.task is None or state.peer.address != peer.address:
+                state.peer = peer
+                if state.task is not None:
+                    state.task.cancel()
+                state.task = asyncio.create_task(self._keep_dialling(state))
+
+    def _drop(self, state: _PeerState) -> None:
+        self._log.info("peer removed, its connections are closed", peer=state.peer.name)
+        gone = UnknownPeer(f"{state.peer.name!r} was removed from this daemon's peers")
+        if state.task is not None:
+            state.task.cancel()
+        for connection in (*state.channels, *state.arrived.values()):
+            connection.abort(gone)
+        if state.link is not None:
+            state.link.stop()
+            state.link.connection.abort(gone)
+        state.notify()
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, Any]) -> None:
+        task = asyncio.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _tell(self, watcher: Watcher | None, peer: str) -> None:
+        if watcher is None:
+            return
+        try:
+            result = watcher(peer)
+            if inspect.isawaitable(result):
+                self._spawn(self._logged(result, peer))
+        except Exception:
+            self._log.exception("a connection watcher failed", peer=peer)
+
+    async def _logged(self, awaitable: Any, peer: str) -> None:
+        try:
+            await awaitable
+        except Exception:
+            self._log.exception("a connection watcher failed", peer=peer)
+
+    def _unreachable(self, state: _PeerState) -> MpcdError:
+        name = state.peer.name
+        if state.error is not None:
+            return PeerUnreachable(f"{name} is not connected: {state.error}", state.error.hint)
+        if state.peer.address:
+            return PeerUnreachable(
+                f"{name} is not connected yet", "try again in a moment; `mpcctl peer list` shows why"
+            )
+        return PeerUnreachable(
+            f"{name} is not connected: this side has no address for it and waits for {name} to dial",
+            f"ask {name} whether their daemon runs and can reach this one, or add the invite again with --address",
+        )
+
+    # The control link.
+
+    async def _keep_dialling(self, state: _PeerState) -> None:
+        times, delay = self._config.timeouts, 0.0
+        while state.peer.address:
+            changed = state.changed
+            if state.link is None:
+                try:
+                    async with asyncio.timeout(delay):
+                        await changed.wait()
+                    continue
+                except TimeoutError:
+                    pass
+                if await self._try_dialling(state):
+                    delay = times.retry_first * random.uniform(0.5, 1.0)
+                else:
+                    grown = max(times.retry_first, min(2 * delay, times.retry_most))
+                    delay = grown * random.uniform(0.75, 1.0)
+            else:
+                await changed.wait()
+
+    async def _try_dialling(self, state: _PeerState) -> bool:
+        peer = state.peer.name
+        try:
+            connection, theirs = await self._dial(state.peer, CONTROL)
+        except MpcdError as error:
+            if error.code == _DUPLICATE:
+                return False
+            if state.error is None or str(state.error) != str(error):
+                self._log.warning("cannot connect", peer=peer, error=error, hint=error.hint, code=error.code)
+            if isinstance(error, UnknownPeer) and not isinstance(state.error, UnknownPeer):
+                self._spawn(self._knock(state.peer))
+            state.error = error
+            return False
+        except Exception as error:  # a bug of ours must not end the dialling
+            self._log.exception("cannot connect", peer=peer)
+            state.error = InternalError(f"{type(error).__name__}: {error}", "the daemon's log has more")
+            return False
+        if self._states.get(peer) is not state:
+            connection.abort()
+            return False
+        self._install(state, connection, theirs, dialled=True)
+        return True
+
+    def _prefers(self, state: _PeerState, instance: str, dialled: bool) -> bool:
+        """Whether a new control link takes the place of the one there is."""
+        old = state.link
+        if old is None or old.connection.failure is not None or old.theirs.instance != instance:
+            return True
+        if old.dialled == dialled:
+            return True  # the peer lost the old one, else it would not dial again
+        ours_wins = self._identity.fingerprint < state.peer.fingerprint
+        return dialled == ours_wins
+
+    def _install(self, state: _PeerState, connection: Connection, theirs: Hello, dialled: bool) -> None:
+        peer = state.peer.name
+        if not self._prefers(state, theirs.instance, dialled):
+            self._spawn(connection.close())
+            return
+        link = Link(
+            peer,
+            connection,
+            theirs,
+            self._handlers,
+            dialled=dialled,
+            most_calls=self._config.limits.calls_per_peer,
+        )
+        old, state.link, state.error = state.link, link, None
+        self._spawn(self._run_link(state, link))
+        state.notify()
+        if old is not None and old.theirs.instance == theirs.instance:
+            self._spawn(old.retire(self._config.timeouts.call))
+            return
+        if old is not None:
+            old.connection.abort(LinkError(f"{peer} was restarted"))
+            self._tell(self._on_disconnect, peer)
+        self._log.info("connected", peer=peer, dialled=dialled, address=connection.peer_address)
+        if theirs.digest != self._hello(CONTROL).digest:
+            self._log.warning("the peer runs other software", peer=peer, version=theirs.software, digest=theirs.digest)
+        self._tell(self._on_connect, peer)
+
+    async def _run_link(self, state: _PeerState, link: Link) -> None:
+        reason = await link.run()
+        if state.link is not link:
+            return
+        state.link = None
+        state.error = reason if isinstance(reason, MpcdError) else LinkError(str(reason))
+        state.notify()
+        self._log.warning("disconnected", peer=link.peer, error=reason)
+        self._tell(self._on_disconnect, link.peer)
+
+    # Dialling.
+
+    def _hello(self, purpose: str, job: bytes = b"") -> Hello:
+        return greeting.hello_of(self._identity, self._config.name, self._instance, purpose, job)
+
+    async def _dial(self, peer: Peer, purpose: str, job: bytes = b"") -> tuple[Connection, Hello]:
+        """A connection that the peer has welcomed. Raises MpcdError in words for the operator."""
+        context = tls.client_context(self._identity, peer.certificate)
+        try:
+            connection = await self._connect(peer, context)
+            try:
+                if connection.peer_fingerprint != peer.fingerprint:
+                    raise tls.NotPinned()
+                async with asyncio.timeout(self._config.timeouts.handshake):
+                    theirs = await greeting.dialer(connection, self._hello(purpose, job), peer.name)
+                    if purpose == CONTROL:
+                        await greeting.welcomed(connection)
+                if purpose == CHANNEL:  # the peer may be a while; its keepalives say that it is there
+                    await greeting.welcomed(connection)
+                    await greeting.confirm(connection)
+            except BaseException:
+                connection.abort()
+                raise
+        except tls.NotPinned:
+            raise await self._changed_certificate(peer) from None
+        except UnknownPeer as error:
+            raise UnknownPeer(
+                f"{peer.name} does not know this daemon's certificate ({grouped(self._identity.fingerprint)})",
+                error.hint,
+            ) from error
+        except TimeoutError:
+            raise PeerUnreachable(
+                f"{peer.name} at {peer.address} took the connection but did not finish the handshake",
+                f"is the daemon at {peer.address} overloaded, or is something else listening there?",
+            ) from None
+        return connection, theirs
+
+    async def _connect(self, peer: Peer, context: ssl.SSLContext) -> Connection:
+        host, port = split_address(peer.address)
+        try:
+            return await dial(host, port, context, self._config.timeouts)
+        except TimeoutError:
+            raise PeerUnreachable(
+                f"{peer.name} at {peer.address} does not answer",
+                "a firewall may drop the packets, or the address may be wrong",
+            ) from None
+        except OSError as error:
+            raise PeerUnreachable(
+                f"{peer.name} at {peer.address} cannot be reached: {error.strerror or error}",
+                "check the address, and that mpcd runs and listens there",
+            ) from error
+
+    async def _changed_certificate(self, peer: Peer) -> CertificateChanged:
+        """Look at who is there, to say it; nothing is sent to them."""
+        presents = "another certificate"
+        with contextlib.suppress(MpcdError):
+            connection = await self._connect(peer, tls.probe_context())
+            presents = grouped(connection.peer_fingerprint)
+            connection.abort()
+        return CertificateChanged(
+            f"the certificate of {peer.name!r} changed: pinned is {grouped(peer.fingerprint)},"
+            f" the daemon at {peer.address} presents {presents}",
+            f"ask {peer.name} by telephone whether they have a new identity; if so, run"
+            f" `mpcctl peer remove {peer.name}` and add their new invite; if not, somebody sits between you",
+        )
+
+    async def _knock(self, peer: Peer) -> None:
+        """Tell the peer's operator who was refused."""
+        with contextlib.suppress(MpcdError, TimeoutError):
+            connection = await self._connect(peer, tls.knock_context(peer.certificate))
+            try:
+                async with asyncio.timeout(self._config.timeouts.handshake):
+                    await greeting.dialer(connection, self._hello(KNOCK), peer.name)
+                    await greeting.welcomed(connection)
+            finally:
+                connection.abort()
+
+    # Accepting.
+
+    def _accept(self) -> asyncio.BaseProtocol:
+        if len(self._unauthenticated) >= self._config.limits.unauthenticated:
+            self._about_stranger("too many connections are waiting to show who they are; one was dropped")
+            return _Dropped()
+        if self._server_context is None:
+            trusted = [peer.certificate for peer in self._peers.list()]
+            self._server_context = tls.server_context(self._identity, trusted)
+        connection = Connection(
+            self._server_context, server_side=True, timeouts=self._config.timeouts, admit=self._admit
+        )
+        self._unauthenticated[connection] = ""
+        self._spawn(self._serve(connection))
+        return connection
+
+    def _admit(self, connection: Connection) -> bool:
+        """Whether this address has not taken its part of the places for connections that show who they are."""
+        origin = _origin(connection.peer_address)
+        if list(self._unauthenticated.values()).count(origin) >= self._config.limits.unauthenticated_per_address:
+            self._about_stranger("too many connections from one address; one was dropped", address=origin)
+            return False
+        self._unauthenticated[connection] = origin
+        return True
+
+    def _about_stranger(self, event: str, **details: Any) -> None:
+        """Log, but do not let strangers fill the log."""
+        now = time.monotonic()
+        if now - self._stranger_logged >= LOG_PAUSE:
+            self._stranger_logged = now
+            self._log.warning(event, **details)
+
+    async def _serve(self, connection: Connection) -> None:
+        """Find out who it is and what for."""
+        try:
+            try:
+                async with asyncio.timeout(self._config.timeouts.handshake):
+                    peer, theirs = await self._greet(connection)
+            finally:
+                del self._unauthenticated[connection]
+        except TimeoutError:
+            self._about_stranger("a connection did not show who it is in time", address=connection.peer_address)
+            connection.abort()
+        except tls.NotPinned:
+            # OpenSSL does not show us a certificate it refused; the dialer's knock will say which one it was.
+            self._about_stranger("refused an unknown certificate", address=connection.peer_address)
+        except MpcdError as error:
+            self._about_stranger("refused a connection", address=connection.peer_address, error=error, code=error.code)
+            await self._refuse(connection, error)
+        except BaseException:
+            connection.abort()
+            raise
+        else:
+            await self._receive(connection, peer, theirs)
+
+    async def _greet(self, connection: Connection) -> tuple[Peer, Hello]:
+        await connection.established()
+        shown = connection.peer_fingerprint
+        peer = self._peers.find(shown) if shown else None
+        if shown and peer is None:
+            raise UnknownPeer(f"the certificate {grouped(shown)} belongs to no peer of this daemon")
+        theirs = await greeting.acceptor(connection, self._hello(CONTROL), peer.name if peer else "the other side")
+        if peer is None or theirs.purpose == KNOCK:
+            self._remember(theirs, connection.peer_address)
+            raise UnknownPeer("this daemon does not know that certificate", "ask its operator to add your invite")
+        return peer, theirs
+
+    def _remember(self, theirs: Hello, address: str) -> None:
+        if theirs.purpose != KNOCK:
+            return
+        stranger = Stranger(theirs.name, theirs.fingerprint, address.rpartition(":")[0], time.time())
+        for old in [s for s in self._strangers if s.fingerprint == stranger.fingerprint]:
+            self._strangers.remove(old)
+        self._strangers.append(stranger)
+        pinned = next((peer for peer in self._peers.list() if peer.name == theirs.name), None)
+        self._log.warning(
+            "an unknown daemon knocked; nothing proves what it says",
+            name=theirs.name,
+            fingerprint=grouped(theirs.fingerprint),
+            address=address,
+            hint="to accept it, get its invite, compare the fingerprint, and run mpcctl peer add"
+            if pinned is None
+            else f"{pinned.name!r} is pinned as {grouped(pinned.fingerprint)}: if that changed, remove it first",
+        )
+
+    async def _refuse(self, connection: Connection, error: MpcdError) -> None:
+        with contextlib.suppress(Exception):
+            async with asyncio.timeout(1.0):
+                await greeting.refuse(connection, error)
+        await connection.close(wait=1.0)
+
+    async def _receive(self, connection: Connection, peer: Peer, theirs: Hello) -> None:
+        """A greeted connection from a known peer."""
+        state = self._states.get(peer.name)
+        try:
+            if state is None or state.peer.certificate != peer.certificate:
+                raise UnknownPeer("this daemon no longer knows that certificate")
+            if theirs.purpose == CONTROL:
+                if not self._prefers(state, theirs.instance, dialled=False):
+                    raise DuplicateLink()
+                await greeting.welcome(connection)
+                if self._states.get(peer.name) is state:
+                    self._install(state, connection, theirs, dialled=False)
+                else:
+                    connection.abort()
+                return
+            if state.open_channels() >= self._config.limits.channels_per_peer:
+                raise TooManyChannels()
+            before = state.arrived.pop(theirs.job, None)
+            if before is not None:
+                before.abort()
+            state.arrived[theirs.job] = connection
+            state.notify()
+        except Refused as error:
+            await self._refuse(connection, error)
+        except MpcdError:
+            connection.abort()
+
+    # Data connections.
+
+    async def _open_channel(self, state: _PeerState, job: bytes) -> Connection:
+        times = self._config.timeouts
+        dialling: asyncio.Task[tuple[Connection, Hello]] | None = None
+        pause, earliest = times.retry_first, 0.0
+        # Should both sides dial, because the control link is being replaced, then the smaller fingerprint's counts.
+        yields = self._identity.fingerprint > state.peer.fingerprint
+        try:
+            while True:
+                if self._states.get(state.peer.name) is not state:
+                    raise self._unreachable(state)
+                changed = state.changed
+                if (dialling is None or yields) and (arrived := state.arrived.pop(job, None)) is not None:
+                    if await self._take(arrived):
+                        return self._opened(state, arrived)
+                    continue
+                if dialling is not None and dialling.done():
+                    try:
+                        connection, _ = dialling.result()
+                    except LinkError:
+                        dialling, earliest = None, time.monotonic() + pause
+                        pause = min(2 * pause, times.retry_most)
+                    else:
+                        dialling = None
+                        return self._opened(state, connection)
+                wait: float | None = None
+                if dialling is None and state.link is not None and state.link.dialled:
+                    wait = earliest - time.monotonic()
+                    if wait <= 0:
+                        dialling, wait = asyncio.create_task(self._dial(state.peer, CHANNEL, job)), None
+                waiter = asyncio.create_task(changed.wait())
+                try:
+                    await asyncio.wait(
+                        {waiter, dialling} if dialling else {waiter},
+                        timeout=wait,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                finally:
+                    waiter.cancel()
+        finally:
+            if dialling is not None:
+                dialling.add_done_callback(_discard)
+                dialling.cancel()
+
+    def _opened(self, state: _PeerState, connection: Connection) -> Connection:
+        if self._states.get(state.peer.name) is not state:  # removed meanwhile
+            connection.abort()
+            raise self._unreachable(state)
+        state.channels.add(connection)
+        return connection
+
+    async def _take(self, arrived: Connection) -> bool:
+        """Welcome a data connection that waited for its job; False if its dialer gave up meanwhile."""
+        try:
+            async with asyncio.timeout(self._config.timeouts.handshake):
+                await greeting.welcome(arrived)
+                await greeting.confirmed(arrived)
+        except (MpcdError, TimeoutError):
+            arrived.abort()
+            return False
+        except BaseException:
+            arrived.abort()
+            raise
+        return True
+
+
+def _origin(address: str) -> str:
+    """What counts as one address: an IPv4 address, or the /64 that one IPv6 customer has at least."""
+    host = address.rpartition(":")[0]
+    with contextlib.suppress(ValueError):
+        found = ipaddress.ip_address(host.partition("%")[0])
+        if isinstance(found, ipaddress.IPv6Address):
+            mapped = found.ipv4_mapped
+            return str(mapped or ipaddress.ip_network((int(found) >> 64 << 64, 64)))
+    return host
+
+
+def _discard(task: asyncio.Task[tuple[Connection, Hello]]) -> None:
+    """A dial nobody waits for any more."""
+    if not task.cancelled() and task.exception() is None:
+        task.result()[0].abort()
+
+
+class _Dropped(asyncio.Protocol):
+    """A connection that we do not even talk to."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.close()

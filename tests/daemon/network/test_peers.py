@@ -1,0 +1,122 @@
+import json
+
+import pytest
+
+from mpcd.daemon.errors import BadInput, CertificateChanged, Conflict, InviteError, NotFound
+from mpcd.daemon.files import CannotWrite, write_private
+from mpcd.daemon.network.identity import Identity
+from mpcd.daemon.network.peers import Peers, PeersError
+
+
+def identity(folder, name):
+    (folder / name).mkdir(exist_ok=True)
+    return Identity.load_or_create(folder / name, name)
+
+
+@pytest.fixture
+def store(tmp_path):
+    return Peers(tmp_path / "peers.json", identity(tmp_path, "self").fingerprint)
+
+
+def test_added_listed_found_and_there_after_a_restart(store, tmp_path):
+    vendor, lab = identity(tmp_path, "vendor"), identity(tmp_path, "lab")
+    store.add(str(vendor.invite("vendor", "v.example:1")))
+    store.add(lab.invite("lab"), name="lab-2", address="l.example")
+    for peers in (store, Peers(tmp_path / "peers.json")):
+        assert [peer.name for peer in peers.list()] == ["lab-2", "vendor"]
+        assert peers.get("lab-2").address == "l.example:7443"
+        assert peers.find(vendor.fingerprint) == peers.get("vendor")
+        assert peers.find("00" * 32) is None
+    assert (tmp_path / "peers.json").stat().st_mode & 0o777 == 0o600
+
+
+def test_same_name_with_another_certificate_is_refused_with_both_fingerprints(store, tmp_path):
+    old, new = identity(tmp_path, "old"), identity(tmp_path, "new")
+    store.add(old.invite("vendor"))
+    with pytest.raises(CertificateChanged, match="the certificate of 'vendor' changed") as caught:
+        store.add(new.invite("vendor"))
+    assert new.fingerprint[:4] in caught.value.message
+    assert "mpcctl peer remove vendor" in caught.value.hint
+    assert store.get("vendor").fingerprint == old.fingerprint
+    store.add(new.invite("vendor"), name="vendor-2")
+
+
+def test_same_certificate_under_another_name_is_refused(store, tmp_path):
+    vendor = identity(tmp_path, "vendor")
+    store.add(vendor.invite("vendor"))
+    with pytest.raises(Conflict, match="already known as 'vendor'"):
+        store.add(vendor.invite("vendor"), name="other")
+
+
+def test_adding_again_changes_the_address_only(store, tmp_path):
+    vendor = identity(tmp_path, "vendor")
+    first = store.add(vendor.invite("vendor", "a:1"))
+    second = store.add(vendor.invite("vendor", "b:2"))
+    assert (second.address, second.added) == ("b:2", first.added)
+    assert len(store.list()) == 1
+    assert store.add(vendor.invite("vendor", "b:2"), address="").address == ""
+
+
+def test_own_invite_bad_name_bad_address_bad_invite(store, tmp_path):
+    vendor = identity(tmp_path, "vendor").invite("vendor")
+    with pytest.raises(Conflict, match="itself"):
+        store.add(identity(tmp_path, "self").invite("self"))
+    with pytest.raises(BadInput, match="not allowed as a name"):
+        store.add(vendor, name="../x")
+    with pytest.raises(BadInput, match="not an address"):
+        store.add(vendor, address="x:y")
+    with pytest.raises(InviteError):
+        store.add(str(vendor)[:-3])
+    assert store.list() == ()
+
+
+def test_removed_is_gone_and_unknown_is_named(store, tmp_path):
+    store.add(identity(tmp_path, "vendor").invite("vendor"))
+    store.remove("vendor")
+    assert Peers(tmp_path / "peers.json").list() == ()
+    with pytest.raises(NotFound, match="no peer named 'vendor'"):
+        store.remove("vendor")
+
+
+def test_watchers_hear_of_changes_until_they_stop(store, tmp_path):
+    heard = []
+    unwatch = store.watch(lambda: heard.append(len(store.list())))
+    store.add(identity(tmp_path, "vendor").invite("vendor"))
+    store.remove("vendor")
+    unwatch()
+    store.add(identity(tmp_path, "vendor").invite("vendor"))
+    assert heard == [1, 0]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda t: t[: len(t) // 2], lambda t: "[]", lambda t: t.replace('"format": 1', '"format": 2')]
+)
+def test_damaged_store_is_refused_not_emptied(store, tmp_path, damage):
+    store.add(identity(tmp_path, "vendor").invite("vendor"))
+    file = tmp_path / "peers.json"
+    text = damage(file.read_text())
+    file.write_text(text)
+    with pytest.raises(PeersError, match=r"peers\.json is damaged"):
+        Peers(file)
+    assert file.read_text() == text
+
+
+def test_exchanged_certificate_in_the_file_is_noticed(store, tmp_path):
+    store.add(identity(tmp_path, "vendor").invite("vendor"))
+    file = tmp_path / "peers.json"
+    table = json.loads(file.read_text())
+    table["peers"][0]["fingerprint"] = "00" * 32
+    file.write_text(json.dumps(table))
+    with pytest.raises(PeersError, match="contradicts itself"):
+        Peers(file)
+
+
+def test_a_write_that_fails_leaves_the_old_file(tmp_path):
+    file = tmp_path / "f"
+    write_private(file, b"old")
+    with pytest.raises(FileExistsError):
+        write_private(file, b"new", replace=False)
+    assert file.read_bytes() == b"old"
+    with pytest.raises(CannotWrite, match="nowhere"):
+        write_private(tmp_path / "nowhere" / "f", b"new")
+    assert [f.name for f in tmp_path.iterdir()] == ["f"]
