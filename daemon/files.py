@@ -15,6 +15,10 @@ class CannotWrite(MpcdError):
     code = "cannot_write"
     exit_status = 10
 
+    @classmethod
+    def of(cls, path: Path, error: OSError) -> CannotWrite:
+        return cls(f"cannot write {path}: {error.strerror}", "check the disk's space and the folder's owner")
+
 
 def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
     """Put ``data`` into ``path``, readable by this user only, on the disk before this returns.
@@ -43,6 +47,4 @@ def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
     except FileExistsError:
         raise
     except OSError as error:
-        raise CannotWrite(
-            f"cannot write {path}: {error.strerror}", "check the disk's space and the folder's owner"
-        ) from error
+        raise CannotWrite.of(path, error) from error

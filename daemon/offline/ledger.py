@@ -14,19 +14,18 @@ Thread-safe; every method that writes waits for the disk, so the event loop call
 from __future__ import annotations
 
 import dataclasses
-import os
 import sqlite3
-import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from mpcd.daemon.errors import InternalError, NotEnough
+from mpcd.daemon.database import Database
+from mpcd.daemon.errors import InternalError
 
 # REPLACE deletes the row in its way without firing its delete triggers (unless a connection sets recursive_triggers):
 # hence the triggers that look for such a row before.
-_SCHEMA = """
+# IF NOT EXISTS, as there are files from before formats were counted.
+_FORMAT_1 = """
 CREATE TABLE IF NOT EXISTS unit (
     id       BLOB PRIMARY KEY CHECK (typeof(id) = 'blob' AND length(id) = 16),
     peer     TEXT NOT NULL,
@@ -113,6 +112,8 @@ CREATE TRIGGER IF NOT EXISTS step_is_fixed BEFORE UPDATE ON step BEGIN
 END;
 """
 
+STEPS = (_FORMAT_1,)  # see daemon/database.py: add at the end, change none
+
 _REUSED = """
 SELECT count(*) FROM (
     SELECT unit FROM step GROUP BY unit HAVING
@@ -169,25 +170,15 @@ class Ledger:
     """The one ledger of a state folder."""
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.RLock()
-        old_mask = os.umask(0o077)
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
-        finally:
-            os.umask(old_mask)
-        os.chmod(path, 0o600)
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
+        self._db = Database(path, STEPS, lambda error: LedgerError(f"the ledger refuses: {error}"))
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        self._db.close()
 
     def begin(self, stock: Stock, batch: bytes, units: Sequence[bytes]) -> None:
         """Note units whose making starts now. Raises LedgerError when one of the ids was there before."""
         now = time.time()
-        with self._commit() as db:
+        with self._db.transaction() as db:
             db.executemany(
                 "INSERT INTO unit (id, peer, model, network, batch, state, created, changed) "
                 "VALUES (?, ?, ?, ?, ?, 'making', ?, ?)",
@@ -196,7 +187,7 @@ class Ledger:
 
     def ready(self, units: Iterable[bytes], size: int = 0) -> None:
         """Their files are complete and on the disk. All of them, or LedgerError and none."""
-        with self._commit() as db:
+        with self._db.transaction() as db:
             for unit in units:
                 self._move(
                     db, unit, "making", "UPDATE unit SET state = 'ready', bytes = ?, changed = ?", size, time.time()
@@ -204,22 +195,21 @@ class Ledger:
 
     def made(self, batch: bytes, units: int, seconds: float, moved: int) -> None:
         """What making a batch took: seconds, and bytes over the link."""
-        with self._commit() as db:
+        with self._db.transaction() as db:
             db.execute("INSERT OR REPLACE INTO batch VALUES (?, ?, ?, ?)", (batch, units, seconds, moved))
 
     def cost(self, session: str) -> tuple[float, int]:
         """Seconds and bytes that the making of this session's spent units took, whenever that was."""
-        with self._lock:
-            row = self._db.execute(
-                "SELECT total(b.seconds / b.units), total(b.moved * 1.0 / b.units) "
-                "FROM unit JOIN batch AS b ON b.id = unit.batch WHERE unit.session = ?",
-                (session,),
-            ).fetchone()
+        (row,) = self._db.query(
+            "SELECT total(b.seconds / b.units), total(b.moved * 1.0 / b.units) "
+            "FROM unit JOIN batch AS b ON b.id = unit.batch WHERE unit.session = ?",
+            (session,),
+        )
         return float(row[0]), round(row[1])
 
     def spend(self, unit: bytes, session: str, image: int) -> Spent:
         """Mark a ready unit spent for one image of one session; on the disk when this returns."""
-        with self._commit() as db:
+        with self._db.transaction() as db:
             self._move(
                 db,
                 unit,
@@ -234,7 +224,7 @@ class Ledger:
     def burn(self, units: Iterable[bytes], reason: str) -> list[bytes]:
         """Give up units that are making or ready; those that are spent or burnt stay as they are."""
         burnt = []
-        with self._commit() as db:
+        with self._db.transaction() as db:
             for unit in units:
                 cursor = db.execute(
                     "UPDATE unit SET state = 'burnt', reason = ?, changed = ? "
@@ -250,9 +240,8 @@ class Ledger:
         return self.burn(self._ids("state = 'making'"), "unfinished when the daemon ended")
 
     def state(self, unit: bytes) -> str | None:
-        with self._lock:
-            row = self._db.execute("SELECT state FROM unit WHERE id = ?", (unit,)).fetchone()
-        return None if row is None else str(row[0])
+        rows = self._db.query("SELECT state FROM unit WHERE id = ?", (unit,))
+        return str(rows[0][0]) if rows else None
 
     def ready_units(self, stock: Stock) -> list[bytes]:
         """Oldest first."""
@@ -264,10 +253,7 @@ class Ledger:
 
     def counts(self) -> dict[Stock, dict[str, int]]:
         """Units per state, and ``bytes`` of the ready ones, for each stock that was ever made."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT peer, model, network, state, count(*), sum(bytes) FROM unit GROUP BY 1, 2, 3, 4"
-            ).fetchall()
+        rows = self._db.query("SELECT peer, model, network, state, count(*), sum(bytes) FROM unit GROUP BY 1, 2, 3, 4")
         found: dict[Stock, dict[str, int]] = {}
         for peer, model, network, state, count, size in rows:
             entry = found.setdefault(
@@ -280,19 +266,15 @@ class Ledger:
 
     def uses(self) -> list[Use]:
         """Every unit ever spent: what both parties' ledgers must agree on."""
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT id, session, image FROM unit WHERE state = 'spent' ORDER BY changed"
-            ).fetchall()
+        rows = self._db.query("SELECT id, session, image FROM unit WHERE state = 'spent' ORDER BY changed")
         return [Use(bytes(unit), session, image) for unit, session, image in rows]
 
     def reuse_count(self) -> int:
         """Units that were ever spent or opened twice, opened unspent, or both spent and burnt: 0, from the history."""
-        with self._lock:
-            return int(self._db.execute(_REUSED).fetchone()[0])
+        return int(self._db.query(_REUSED)[0][0])
 
     def _open(self, spent: Spent) -> None:
-        with self._commit() as db:
+        with self._db.transaction() as db:
             cursor = db.execute(
                 "UPDATE unit SET opened = 1, changed = ? WHERE id = ? AND session = ? AND image = ? AND opened = 0",
                 (time.time(), spent.unit, spent.session, spent.image),
@@ -306,27 +288,5 @@ class Ledger:
             raise LedgerError(f"unit {unit.hex()} is {self.state(unit) or 'unknown'}, not {state}")
 
     def _ids(self, where: str, *values: object) -> list[bytes]:
-        with self._lock:
-            rows = self._db.execute(f"SELECT id FROM unit WHERE {where} ORDER BY created, id", values).fetchall()
+        rows = self._db.query(f"SELECT id FROM unit WHERE {where} ORDER BY created, id", values)
         return [bytes(row[0]) for row in rows]
-
-    @contextmanager
-    def _commit(self) -> Iterator[sqlite3.Connection]:
-        """One transaction; a trigger's refusal comes out as LedgerError."""
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException as error:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                if isinstance(error, sqlite3.IntegrityError):
-                    raise LedgerError(f"the ledger refuses: {error}") from error
-                if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
-                    raise NotEnough(
-                        "the disk is full: the ledger cannot be written",
-                        "Free some space in the state folder.",
-                        peer_text="the disk is full",
-                    ) from error
-                raise

@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from mpcd.daemon.database import Database, run_script
 from mpcd.daemon.errors import Conflict, NotFound, Refused
+from mpcd.daemon.sessions.terms import Terms
 
 DATA_OWNER_ROLE = "data-owner"
 MODEL_OWNER_ROLE = "model-owner"
@@ -28,7 +27,8 @@ RUNNING = ("approved", "offline", "online")
 MOST_AGAIN = 2  # times that one image's scores are revealed once more: the data owner crashed before it wrote them down
 MOST_REPEATS = 8  # of these in a session: a query beyond the agreed ones each
 
-_SCHEMA = """
+# IF NOT EXISTS, as there are files from before formats were counted.
+_FORMAT_1 = """
 CREATE TABLE IF NOT EXISTS session (
     id         TEXT PRIMARY KEY CHECK (length(id) = 32),
     role       TEXT NOT NULL CHECK (role IN ('data-owner', 'model-owner')),
@@ -96,22 +96,17 @@ CREATE TABLE IF NOT EXISTS rate (
 """
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class Terms:
-    """What both parties agree to; an approval binds exactly this. Equal on both sides, byte for byte."""
+def _format_1(db: sqlite3.Connection) -> None:
+    """Also from the earliest files, which lack the time of approval and bind rates to two phases."""
+    columns = {row["name"] for row in db.execute("PRAGMA table_info (session)")}
+    if columns and "approved" not in columns:
+        db.execute("ALTER TABLE session ADD COLUMN approved REAL")
+    if db.execute("SELECT 1 FROM sqlite_master WHERE name = 'rate' AND sql LIKE '%CHECK%'").fetchone():
+        db.execute("DROP TABLE rate")  # speeds are measured anew
+    run_script(db, _FORMAT_1)
 
-    model: str
-    images: int
-    reveal: str
-    model_commitment: str
-    dataset_commitment: str
-    network_digest: str
-    recipe_digest: str
-    ring: str
-    protocol: int
 
-    def as_dict(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
+STEPS = (_format_1,)  # see daemon/database.py: add at the end, change none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -147,23 +142,13 @@ class Records:
     """Thread-safe. Writing waits for the disk."""
 
     def __init__(self, path: Path) -> None:
-        self._lock = threading.RLock()
-        old_mask = os.umask(0o077)
-        try:
-            self._db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
-        finally:
-            os.umask(old_mask)
-        self._db.row_factory = sqlite3.Row
-        self._db.execute("PRAGMA journal_mode = WAL")
-        self._db.execute("PRAGMA synchronous = FULL")
-        self._db.executescript(_SCHEMA)
+        self._db = Database(path, STEPS)
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        self._db.close()
 
     def add(self, id: str, role: str, peer: str, terms: Terms, own: dict[str, Any], software: str) -> Session:
-        with self._commit() as db:
+        with self._db.transaction() as db:
             db.execute(
                 "INSERT INTO session (id, role, peer, state, terms, own, peer_software, created) "
                 "VALUES (?, ?, ?, 'proposed', ?, ?, ?, ?)",
@@ -197,7 +182,7 @@ class Records:
         """Raises Conflict when the session's state does not allow it. To the state it has: only the reason changes."""
         now = time.time()
         try:
-            with self._commit() as db:
+            with self._db.transaction() as db:
                 db.execute(
                     "UPDATE session SET state = ?, reason = ?, approved_by = coalesce(?, approved_by), "
                     "approved = CASE WHEN ? AND approved IS NULL THEN ? ELSE approved END, "
@@ -217,20 +202,20 @@ class Records:
 
     def note(self, id: str, reason: str) -> None:
         """What it waits for or last met with; the state stays."""
-        with self._commit() as db:
+        with self._db.transaction() as db:
             db.execute("UPDATE session SET reason = ? WHERE id = ?", (reason[:500], id))
 
     def set_peer_software(self, id: str, software: str) -> None:
-        with self._commit() as db:
+        with self._db.transaction() as db:
             db.execute("UPDATE session SET peer_software = ? WHERE id = ?", (software[:100], id))
 
     def attempt(self, id: str) -> None:
-        with self._commit() as db:
+        with self._db.transaction() as db:
             db.execute("UPDATE session SET attempts = attempts + 1 WHERE id = ?", (id,))
 
     def spent_time(self, id: str, phase: str, seconds: float, size: int) -> None:
         assert phase in ("offline", "online")
-        with self._commit() as db:
+        with self._db.transaction() as db:
             db.execute(
                 f"UPDATE session SET {phase}_seconds = {phase}_seconds + ?, {phase}_bytes = {phase}_bytes + ? "
                 "WHERE id = ?",
@@ -240,22 +225,18 @@ class Records:
     def image_done(self, id: str, number: int, logits: Sequence[int] | None) -> None:
         """The data owner's integers of one image, or (model owner) only that it was served; the first time counts."""
         blob = None if logits is None else json.dumps([int(x) for x in logits]).encode()
-        with self._commit() as db:
+        with self._db.transaction() as db:
             db.execute("INSERT OR IGNORE INTO image VALUES (?, ?, ?, ?)", (id, number, blob, time.time()))
 
     def reveal(self, id: str, number: int) -> None:
         """Model owner: its share of this image's scores goes out next. Raises Refused where that is too often."""
-        with self._commit() as db:
-            self._check_reveal(db, id, number)
+        with self._db.transaction() as db:
+            self.check_reveal(id, number)
             db.execute("INSERT INTO reveal VALUES (?, ?, ?)", (id, number, time.time()))
 
     def check_reveal(self, id: str, number: int) -> None:
         """Raise Refused where ``reveal`` would."""
-        with self._lock:
-            self._check_reveal(self._db, id, number)
-
-    def _check_reveal(self, db: sqlite3.Connection, id: str, number: int) -> None:
-        counts = dict(db.execute("SELECT number, count(*) FROM reveal WHERE session = ? GROUP BY 1", (id,)).fetchall())
+        counts = dict(self._db.query("SELECT number, count(*) FROM reveal WHERE session = ? GROUP BY 1", (id,)))
         again = counts.get(number, 0)
         repeats = sum(counts.values()) - len(counts)
         if again > MOST_AGAIN or (again and repeats >= MOST_REPEATS):
@@ -267,24 +248,21 @@ class Records:
 
     def set_told(self, id: str, text: str) -> None:
         """What the peer may hear about the end of this session; the reason itself is ours."""
-        with self._commit() as db:
+        with self._db.transaction() as db:
             db.execute("INSERT OR REPLACE INTO told VALUES (?, ?)", (id, text[:500]))
 
     def told(self, id: str) -> str:
-        with self._lock:
-            row = self._db.execute("SELECT text FROM told WHERE session = ?", (id,)).fetchone()
-        return "" if row is None else str(row["text"])
+        rows = self._db.query("SELECT text FROM told WHERE session = ?", (id,))
+        return str(rows[0]["text"]) if rows else ""
 
     def results(self, id: str) -> dict[int, list[int] | None]:
-        with self._lock:
-            rows = self._db.execute("SELECT number, logits FROM image WHERE session = ?", (id,)).fetchall()
+        rows = self._db.query("SELECT number, logits FROM image WHERE session = ?", (id,))
         return {row["number"]: None if row["logits"] is None else json.loads(row["logits"]) for row in rows}
 
     def images_asked(self, peer: str, model_commitment: str) -> int:
         """Images of this peer's sessions with this model that were approved, whatever became of them; where more
         scores than that were revealed, those."""
-        with self._lock:
-            revealed = dict(self._db.execute("SELECT session, count(*) FROM reveal GROUP BY 1").fetchall())
+        revealed = dict(self._db.query("SELECT session, count(*) FROM reveal GROUP BY 1"))
         return sum(
             max(session.terms.images, session.done, revealed.get(session.id, 0))
             for session in self.all()
@@ -296,7 +274,7 @@ class Records:
 
     def learn_rate(self, peer: str, phase: str, per_second: float) -> None:
         """A measured speed with a peer; newer measurements count half."""
-        with self._commit() as db:
+        with self._db.transaction() as db:
             db.execute(
                 "INSERT INTO rate VALUES (?, ?, ?) ON CONFLICT (peer, phase) "
                 "DO UPDATE SET per_second = (per_second + excluded.per_second) / 2",
@@ -304,16 +282,14 @@ class Records:
             )
 
     def rate(self, peer: str, phase: str) -> float | None:
-        with self._lock:
-            row = self._db.execute("SELECT per_second FROM rate WHERE peer = ? AND phase = ?", (peer, phase)).fetchone()
-        return None if row is None else float(row[0])
+        rows = self._db.query("SELECT per_second FROM rate WHERE peer = ? AND phase = ?", (peer, phase))
+        return float(rows[0][0]) if rows else None
 
     def _select(self, where: str, *values: object) -> list[Session]:
-        with self._lock:
-            rows = self._db.execute(
-                "SELECT *, (SELECT count(*) FROM image WHERE image.session = session.id) AS done FROM session " + where,
-                values,
-            ).fetchall()
+        rows = self._db.query(
+            "SELECT *, (SELECT count(*) FROM image WHERE image.session = session.id) AS done FROM session " + where,
+            values,
+        )
         sessions = []
         for row in rows:
             fields = {name: row[name] for name in row.keys()}  # noqa: SIM118 - a Row iterates over values
@@ -321,15 +297,3 @@ class Records:
             fields["own"] = json.loads(fields["own"])
             sessions.append(Session(**fields))
         return sessions
-
-    @contextmanager
-    def _commit(self) -> Iterator[sqlite3.Connection]:
-        with self._lock:
-            self._db.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._db
-                self._db.execute("COMMIT")
-            except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
-                raise

@@ -7,7 +7,8 @@ import sqlite3
 import pytest
 
 from mpcd.daemon.errors import Conflict, NotFound, Refused
-from mpcd.daemon.sessions.records import FINAL, MOST_AGAIN, MOST_REPEATS, Records, Terms
+from mpcd.daemon.sessions.records import FINAL, MOST_AGAIN, MOST_REPEATS, Records
+from mpcd.daemon.sessions.terms import Terms
 
 TERMS = Terms("m", 3, "scores", "c" * 64, "d" * 64, "n" * 64, "r" * 64, "k=17 f=12 l=29", 1)
 A, B = "ab" * 16, "ac" + "ab" * 15
@@ -118,7 +119,7 @@ def test_reveals_are_counted_and_repeats_bounded(records, tmp_path):
     assert records.images_asked("hospital", TERMS.model_commitment) == 3 + MOST_AGAIN, "repeats are queries, too"
     for sql in ("DELETE FROM reveal", "UPDATE reveal SET number = 7"):
         with pytest.raises(sqlite3.IntegrityError, match="revealed stays"):
-            records._db.execute(sql)
+            records._db.query(sql)
 
 
 def test_repeats_of_a_session_are_bounded(records):
