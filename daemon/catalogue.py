@@ -6,8 +6,8 @@ import json
 from typing import Any
 
 from mpcd.daemon.config import NAME
-from mpcd.daemon.context import Context, Mismatch, aside
-from mpcd.daemon.errors import BadInput, NotFound, ProtocolViolation
+from mpcd.daemon.context import Context, aside
+from mpcd.daemon.errors import BadInput, Mismatch, NotFound, ProtocolViolation
 from mpcd.daemon.files import write_private
 from mpcd.daemon.image import recipe as recipes
 from mpcd.daemon.library import Model

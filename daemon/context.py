@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mpcd.daemon import log
 from mpcd.daemon.config import Config, Paths
 from mpcd.daemon.control.jobs import Jobs
-from mpcd.daemon.errors import ConfigError, ProtocolViolation
+from mpcd.daemon.errors import ConfigError
 from mpcd.daemon.library import Library
 from mpcd.daemon.network.identity import Identity
 from mpcd.daemon.network.peers import Peers
@@ -30,19 +30,6 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 
 _log = log.get("daemon")
-
-
-class Mismatch(ProtocolViolation):
-    """The two sides do not agree."""
-
-    code = "mismatch"
-
-    @classmethod
-    def of(cls, what: str, ours: object, theirs: object) -> Mismatch:
-        return cls(
-            f"{what}: here {ours}, at the peer {theirs}",
-            "both sides must mean the same model, recipe and version; start a new session once they do",
-        )
 
 
 @dataclasses.dataclass

@@ -160,6 +160,19 @@ class VersionMismatch(ProtocolViolation):
     code = "version_mismatch"
 
 
+class Mismatch(ProtocolViolation):
+    """The two sides do not agree."""
+
+    code = "mismatch"
+
+    @classmethod
+    def of(cls, what: str, ours: object, theirs: object) -> Mismatch:
+        return cls(
+            f"{what}: here {ours}, at the peer {theirs}",
+            "both sides must mean the same model, recipe and version; start a new session once they do",
+        )
+
+
 class UnknownPeer(Refused):
     """The certificate at the other end belongs to no peer of this daemon."""
 

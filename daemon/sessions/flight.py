@@ -9,8 +9,11 @@ from __future__ import annotations
 import math
 import time
 
+from mpcd.daemon.config import Limits
 from mpcd.daemon.control.jobs import Job
 from mpcd.daemon.network.link_speed import Speed
+from mpcd.daemon.offline import capacity
+from mpcd.protocol.network import Network
 from mpcd.protocol.preprocessing import Estimate
 
 MOST = 8
@@ -27,6 +30,11 @@ def choose(speed: Speed, image: Estimate, needs: int, compute_seconds: float) ->
     steps = STEPS * needs
     busy = max(image.online_bytes / speed.bytes_per_second, compute_seconds, steps * STEP_SECONDS)
     return min(MOST, max(2, math.ceil(1 + steps / 2 * speed.round_trip / busy)))
+
+
+def fitting(wanted: int, network: Network, limits: Limits) -> int:
+    """As many of them as memory and connections allow."""
+    return capacity.images_in_flight(min(wanted, limits.channels_per_peer), network, limits.memory_gib)
 
 
 class Flight:

@@ -13,8 +13,9 @@ import pytest
 from mpcd.daemon.errors import BadInput, NotEnough, PeerError
 from mpcd.daemon.network.identity import Identity
 from mpcd.daemon.network.peers import Peers
-from mpcd.daemon.sessions import sessions as sessions_module
+from mpcd.daemon.sessions import lanes, running, serving
 from mpcd.daemon.sessions.records import MOST_AGAIN
+from mpcd.daemon.sessions.terms import Terms
 from tests.daemon.two_daemons import (
     DATASET,
     HOSPITAL,
@@ -217,7 +218,7 @@ def test_draining_lets_the_image_in_flight_end(run, tmp_path, side):
             ours, theirs = clients(vendor, hospital)
             id = (await theirs.call("session.start", **START))["session"]["id"]
             await ours.call("session.approve", session=id)
-            await until(lambda: hospital.sessions._images and vendor.sessions._serving)
+            await until(lambda: hospital.sessions.lanes.flying and vendor.sessions.serving.flying)
             before = hospital.context.records.get(id).done
             await {VENDOR: vendor, HOSPITAL: hospital}[side].sessions.drain(30)
             if side == VENDOR:  # the hospital is told, and waits for it to come back
@@ -246,8 +247,8 @@ def test_reasons_stay_at_home(run, tmp_path, monkeypatch, error):
     async def main():
         async with daemons(tmp_path) as (vendor, hospital):
             ours, theirs = clients(vendor, hospital)
-            monkeypatch.setattr(sessions_module, "FAILURES", 1)
-            monkeypatch.setattr(sessions_module, "_load", fails)
+            monkeypatch.setattr(running, "FAILURES", 1)
+            monkeypatch.setattr(lanes, "_load", fails)
             id = (await theirs.call("session.start", **START, images=1))["session"]["id"]
             await ours.call("session.approve", session=id)
             await until(lambda: PLANTED in hospital.context.records.get(id).reason)
@@ -273,14 +274,14 @@ def test_a_budget_is_not_raced(run, tmp_path, monkeypatch):
             policy = f'[[allow]]\npeer = "{HOSPITAL}"\nmodel = "{MODEL}"\nmax_images = 4\nbudget = 9\n'
             (vendor.context.paths.state / "policy.toml").write_text(policy)
             model = await hospital.offline._catalogue.get(VENDOR, MODEL)
-            terms = sessions_module._terms(model, 4, "scores", "d" * 64).as_dict()
+            terms = Terms.of(model, 4, "scores", "d" * 64).as_dict()
             calls = [
                 hospital.net.call(VENDOR, "session.propose", {"session": f"{i:032x}", "terms": terms, "software": "x"})
-                for i in range(sessions_module.MOST_PROPOSED + 10)
+                for i in range(serving.MOST_PROPOSED + 10)
             ]
             answers = await asyncio.gather(*calls, return_exceptions=True)
             states = [a["state"] if isinstance(a, dict) else a.code for a in answers]
-            assert (states.count("approved"), states.count("proposed")) == (2, sessions_module.MOST_PROPOSED)
+            assert (states.count("approved"), states.count("proposed")) == (2, serving.MOST_PROPOSED)
             assert states.count("refused") == 8
             assert vendor.context.records.images_asked(HOSPITAL, model.commitment) == 8
 
@@ -293,7 +294,7 @@ def test_scores_are_revealed_a_bounded_number_of_times(run, tmp_path, monkeypatc
     async def main():
         async with daemons(tmp_path) as (vendor, hospital):
             ours, theirs = clients(vendor, hospital)
-            monkeypatch.setattr(sessions_module, "FAILURES", 100)
+            monkeypatch.setattr(running, "FAILURES", 100)
 
             def forget(*_):
                 raise OSError("crashed before it was written down")
@@ -359,7 +360,7 @@ def test_pads_are_removed_when_spending_is_interrupted(run, tmp_path, monkeypatc
 
 
 def test_a_peer_may_not_pile_up_proposals(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sessions_module, "MOST_PROPOSED", 2)
+    monkeypatch.setattr(serving, "MOST_PROPOSED", 2)
 
     async def main():
         async with daemons(tmp_path) as (_, hospital):
@@ -381,10 +382,10 @@ THREE = {VENDOR: {"in_flight": 3}, HOSPITAL: {"in_flight": 3}}
 class Gate:
     """Holds the first ``count`` images of a side, their units spent, until ``opened``; ``met`` when all are there."""
 
-    def __init__(self, sessions, count):
+    def __init__(self, side, count):
         self.met, self.opened = asyncio.Event(), asyncio.Event()
-        self._infer, self._left = sessions._infer, count
-        sessions._infer = self._held
+        self._infer, self._left = side._infer, count
+        side._infer = self._held
 
     async def _held(self, *given):
         self._left -= 1
@@ -413,15 +414,15 @@ def test_several_images_in_flight(run, tmp_path, ours, want):
             model_owner, data_owner = clients(vendor, hospital)
             id = (await data_owner.call("session.start", **START))["session"]["id"]
             watching = asyncio.create_task(data_owner.call("session.watch", session=id))
-            gate = Gate(hospital.sessions, want)
+            gate = Gate(hospital.sessions.lanes, want)
             await model_owner.call("session.approve", session=id)
             await gate.met.wait()
-            assert len(hospital.sessions._images) == len(vendor.sessions._serving) == want
+            assert len(hospital.sessions.lanes.flying) == len(vendor.sessions.serving.flying) == want
             gate.opened.set()
             most = await most_until(
                 lambda: hospital.context.records.get(id).over,
-                lambda: hospital.sessions._images,
-                lambda: vendor.sessions._serving,
+                lambda: hospital.sessions.lanes.flying,
+                lambda: vendor.sessions.serving.flying,
             )
             assert max(most) <= want
             done = (await watching)["session"]
@@ -431,7 +432,7 @@ def test_several_images_in_flight(run, tmp_path, ours, want):
             assert all(a["done"] <= b["done"] for a, b in itertools.pairwise(shown))
             assert shown[-1]["done"] <= shown[-1]["total"] == 1000 * IMAGES
             assert any(p["text"] == f"images 1 to {want} of {IMAGES}" for p in shown)
-            await until(lambda: not vendor.sessions._serving)
+            await until(lambda: not vendor.sessions.serving.flying)
             assert vendor.context.records.get(id).done == IMAGES
             return id
 
@@ -472,13 +473,13 @@ def test_cancelling_stops_all_in_flight(run, tmp_path, side):
         async with daemons(tmp_path, **THREE) as (vendor, hospital):
             both = dict(zip((VENDOR, HOSPITAL), clients(vendor, hospital), strict=True))
             id = (await both[HOSPITAL].call("session.start", **START))["session"]["id"]
-            gate = Gate(hospital.sessions, 3)
+            gate = Gate(hospital.sessions.lanes, 3)
             await both[VENDOR].call("session.approve", session=id)
             await gate.met.wait()
             gate.opened.set()
             await asyncio.sleep(random.uniform(0, 0.05))
             assert (await both[side].call("session.cancel", session=id))["session"]["state"] == "cancelled"
-            await until(lambda: not hospital.sessions._images and not vendor.sessions._serving)
+            await until(lambda: not hospital.sessions.lanes.flying and not vendor.sessions.serving.flying)
             for daemon in (vendor, hospital):
                 await until(lambda daemon=daemon: daemon.context.records.get(id).state == "cancelled")
                 await until(lambda daemon=daemon: not daemon.context.jobs.running)
@@ -499,13 +500,13 @@ def test_an_image_in_flight_is_not_served_twice(run, tmp_path):
             model_owner, data_owner = clients(vendor, hospital)
             await data_owner.call("offline.make", peer=VENDOR, model=MODEL, images=IMAGES)
             id = (await data_owner.call("session.start", **START, images=4))["session"]["id"]
-            gate = Gate(hospital.sessions, 2)
+            gate = Gate(hospital.sessions.lanes, 2)
             await model_owner.call("session.approve", session=id)
             await gate.met.wait()
-            serving = vendor.sessions._serving
+            flying = vendor.sessions.serving.flying
             unit = vendor.context.ledger.all_ready()[-1]
-            ask = {"session": id, "unit": unit, "job": os.urandom(16), "beside": list(serving)}
-            for image, why in ((next(iter(serving.values())).image, "is being served"), (3, "as many as agreed")):
+            ask = {"session": id, "unit": unit, "job": os.urandom(16), "beside": list(flying)}
+            for image, why in ((next(iter(flying.values())).image, "is being served"), (3, "as many as agreed")):
                 with pytest.raises(PeerError, match=why) as busy:
                     await hospital.net.call(VENDOR, "session.image", {**ask, "image": image})
                 assert busy.value.code == "busy"
@@ -527,7 +528,7 @@ def test_two_sessions_take_turns(run, tmp_path):
             model_owner, data_owner = clients(vendor, hospital)
             await data_owner.call("offline.make", peer=VENDOR, model=MODEL, images=2 * IMAGES)
             ids = [(await data_owner.call("session.start", **START))["session"]["id"] for _ in range(2)]
-            gate = Gate(hospital.sessions, 3)
+            gate = Gate(hospital.sessions.lanes, 3)
             for id in ids:
                 await model_owner.call("session.approve", session=id)
             await until(lambda: hospital.context.jobs.contended)

@@ -1,0 +1,96 @@
+"""Data owner: asking for a session, and what it will take."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from mpcd.daemon.catalogue import Catalogue
+from mpcd.daemon.context import Context, aside
+from mpcd.daemon.errors import BadInput, MpcdError, ProtocolViolation
+from mpcd.daemon.library import Model
+from mpcd.daemon.network.greeting import printable
+from mpcd.daemon.offline import capacity
+from mpcd.daemon.offline.capacity import BATCH, JobEstimate
+from mpcd.daemon.offline.making import Offline
+from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, FINAL, RUNNING, Session
+from mpcd.daemon.sessions.terms import Terms
+
+
+class Asking:
+    """Calls ``session.propose``."""
+
+    def __init__(self, context: Context, catalogue: Catalogue, offline: Offline) -> None:
+        self._context = context
+        self._catalogue = catalogue
+        self._offline = offline
+
+    async def start(
+        self, peer: str, name: str, dataset_name: str, images: int | None, reveal: str, estimate_only: bool
+    ) -> tuple[Session | None, JobEstimate]:
+        """Propose a session; returns once the peer has it."""
+        context = self._context
+        if reveal != "scores":
+            raise BadInput(f"{reveal!r} cannot be revealed", "scores can")
+        dataset = await aside(context.library.dataset, dataset_name)
+        model = await self._catalogue.get(peer, name)
+        dataset.check_recipe(model.recipe)
+        images = len(dataset.entries) if images is None else images
+        if not 1 <= images <= len(dataset.entries):
+            raise BadInput(f"{images} images asked for, data set {dataset_name} has {len(dataset.entries)}")
+        estimate = await self.estimate(peer, model, images)
+        if estimate_only:
+            return None, estimate
+        self.check_room(estimate)
+        terms = Terms.of(model, images, reveal, dataset.commitment)
+        own = {
+            "dataset": dataset_name,
+            "findings": list(model.network.findings),
+            "output_scale": model.network.output_scale,
+        }
+        session = await aside(context.records.add, os.urandom(16).hex(), DATA_OWNER_ROLE, peer, terms, own, "")
+        try:
+            session = await self.propose(session)
+        except MpcdError as error:
+            await aside(context.records.move, session.id, "failed", str(error))
+            raise
+        return session, estimate
+
+    async def propose(self, session: Session) -> Session:
+        """Tell the peer, or ask it again; its decision so far goes into the record."""
+        context = self._context
+        answer = await context.net.call(
+            session.peer,
+            "session.propose",
+            {"session": session.id, "terms": session.terms.as_dict(), "software": context.software},
+        )
+        await aside(context.records.set_peer_software, session.id, printable(answer.get("software"), 100))
+        state = answer.get("state")
+        if state == "proposed":
+            return context.records.get(session.id)
+        if state in RUNNING:
+            state = "approved"
+        elif state not in FINAL or state == "done":
+            raise ProtocolViolation(f"the peer calls a new session {str(state)[:20]!r}")
+        return await aside(
+            context.records.move,
+            session.id,
+            state,
+            printable(answer.get("reason"), 500),
+            printable(answer.get("approved_by"), 60),
+        )
+
+    async def estimate(self, peer: str, model: Model, images: int) -> JobEstimate:
+        """As for offline.make, but a session makes a batch, uses it up, and makes the next: less disk."""
+        whole = await self._offline.estimate(peer, model, images)
+        if whole.missing <= BATCH:
+            return whole
+        batch = await self._offline.estimate(peer, model, BATCH, 0)
+        return dataclasses.replace(whole, disk_bytes=batch.disk_bytes, peer_disk_bytes=batch.peer_disk_bytes)
+
+    def check_room(self, estimate: JobEstimate) -> None:
+        """Raises NotEnough."""
+        limits = self._context.config.limits
+        capacity.check_memory(estimate.memory_bytes, limits.memory_gib)
+        if estimate.missing:
+            capacity.check_disk(estimate.disk_bytes, self._context.store.free_bytes(), limits.disk_reserve_gib)

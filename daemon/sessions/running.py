@@ -1,0 +1,178 @@
+"""Data owner: a session from the approval to its last image, through broken links and restarts of either daemon."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+
+from mpcd.daemon import log
+from mpcd.daemon.catalogue import Catalogue
+from mpcd.daemon.context import Context, aside
+from mpcd.daemon.control.jobs import Job
+from mpcd.daemon.errors import (
+    BadInput,
+    Conflict,
+    LinkError,
+    Mismatch,
+    MpcdError,
+    NotEnough,
+    PeerError,
+    Refused,
+)
+from mpcd.daemon.network.greeting import printable
+from mpcd.daemon.offline.capacity import BATCH
+from mpcd.daemon.offline.making import Offline
+from mpcd.daemon.sessions.asking import Asking
+from mpcd.daemon.sessions.lanes import Lanes, Turn
+from mpcd.daemon.sessions.live import LiveSessions
+from mpcd.daemon.sessions.news import News
+from mpcd.daemon.sessions.records import FINAL, Session
+
+ASK_AGAIN = 30.0  # whether a proposal was decided; the peer also tells by itself
+NO_ROOM_PAUSE = 30.0
+PASSING = (
+    "not_enough",
+    "ledger",
+    "internal",
+    "not_found",
+    "busy",
+    "stopped",
+    "error",
+)  # a peer's errors to try again after
+FAILURES = 8  # units spent in a row without a finished image
+
+_log = log.get("sessions")
+
+
+class Running:
+    """A task for each session that is not over. Calls ``session.begin``."""
+
+    def __init__(
+        self,
+        context: Context,
+        catalogue: Catalogue,
+        offline: Offline,
+        asking: Asking,
+        lanes: Lanes,
+        live: LiveSessions,
+        news: News,
+    ) -> None:
+        self._context = context
+        self._catalogue = catalogue
+        self._offline = offline
+        self._asking = asking
+        self._lanes = lanes
+        self._live = live
+        self._news = news
+
+    def go(self, id: str) -> None:
+        task = asyncio.create_task(self._run(id))
+        self._live.attach(id, task)
+
+        def gone(task: asyncio.Task[None]) -> None:
+            if not task.cancelled() and task.exception() is not None:
+                _log.error("session runner failed", session=id, exc_info=task.exception())
+
+        task.add_done_callback(gone)
+
+    async def _run(self, id: str) -> None:
+        """Until the session is over: again and again from what the disk says, whatever breaks."""
+        context, records, job = self._context, self._context.records, self._live.of(id).job
+        context.jobs.running.add(job)
+        failures, obstacles, done, pause = 0, 0, -1, 0.5
+        try:
+            while not (session := records.get(id)).over:
+                if session.done > done:
+                    failures, obstacles, done, pause = 0, 0, session.done, 0.5
+                try:
+                    await self._connected(session, job)
+                    await self._advance(session, job, careful=obstacles > 0)
+                    continue
+                except asyncio.CancelledError:
+                    raise
+                except LinkError as error:
+                    obstacle: Exception = error
+                except PeerError as error:
+                    if error.code not in PASSING:
+                        await self._news.fail(id, error)
+                        return
+                    obstacle = error
+                except (BadInput, Mismatch, Refused, Conflict) as error:
+                    await self._news.fail(id, error)
+                    return
+                except Exception as error:
+                    if not isinstance(error, MpcdError):
+                        _log.error("session met an error", session=id, exc_info=error)
+                    obstacle = error
+                session = records.get(id)
+                if session.over:
+                    return
+                in_words = str(obstacle) or type(obstacle).__name__
+                _log.warning("session interrupted", session=id, reason=in_words, done=session.done)
+                obstacles += 1
+                no_room = getattr(obstacle, "code", "") == NotEnough.code
+                if context.net.connected(session.peer) and not no_room:
+                    failures += 1
+                if failures >= FAILURES:
+                    await self._news.fail(id, MpcdError(f"{failures} attempts in a row failed, the last: {in_words}"))
+                    return
+                await aside(records.note, id, in_words)
+                job.report("waiting", session.done, session.terms.images, in_words)
+                await self._live.sleep(id, NO_ROOM_PAUSE if no_room else pause)
+                pause = min(pause * 2, 30.0)
+        finally:
+            context.jobs.running.discard(job)
+            if records.get(id).over:
+                self._live.close(id)
+
+    async def _advance(self, session: Session, job: Job, careful: bool) -> None:
+        """From here to the end, or to the first obstacle. ``careful``: one image alone before there are several."""
+        context, records = self._context, self._context.records
+        id, peer, terms = session.id, session.peer, session.terms
+        if session.state == "proposed":
+            job.report("waiting", 0, terms.images, f"for {peer} to approve session {id[:12]}")
+            session = await self._asking.propose(session)
+            if session.state == "proposed":
+                await self._live.sleep(id, ASK_AGAIN)
+            return
+        model = await self._catalogue.get(peer, terms.model)
+        terms.check_model(model)
+        dataset = await aside(context.library.dataset, session.own["dataset"])
+        if dataset.commitment != terms.dataset_commitment:
+            raise Mismatch.of("data set commitment", dataset.commitment, terms.dataset_commitment)
+        wanted = await self._lanes.width(peer, model)
+        answer = await context.net.call(
+            peer,
+            "session.begin",
+            {"session": id, "terms": terms.as_dict(), "software": context.software, "in_flight": wanted},
+        )
+        await aside(records.set_peer_software, id, printable(answer.get("software"), 100))
+        if answer.get("state") in FINAL:
+            if answer["state"] == "done":
+                raise Refused("the model owner holds this session for finished")
+            await aside(records.move, id, answer["state"], printable(answer.get("reason"), 500))
+            return
+        await aside(records.note, id, "")
+        estimate = await self._asking.estimate(peer, model, terms.images - session.done)
+        self._asking.check_room(estimate)
+        granted = answer.get("in_flight", 1)
+        width = max(1, min(wanted, granted)) if isinstance(granted, int) else 1
+        missing = deque(n for n in range(terms.images) if n not in records.results(id))
+        total = len(missing)
+        _log.info("images begin", session=id, images=total, in_flight=width, units_ready=estimate.ready)
+        while missing:
+            async with context.jobs.processor(job):
+                turn = Turn(records.get(id), model, dataset, missing, job)
+                await self._lanes.run(turn, width, careful)
+            careful = careful and not turn.landed
+            if missing and turn.short:
+                await aside(records.move, id, "offline")
+                count = min(BATCH, len(missing))
+                await self._offline.make_batch(peer, model, count, job, id, total - len(missing), total)
+        _log.info("session done", session=id)
+        await self._news.end(id, "done", "")
+
+    async def _connected(self, session: Session, job: Job) -> None:
+        while not self._context.net.connected(session.peer):
+            job.report("waiting", session.done, session.terms.images, f"for {session.peer} to be connected")
+            await self._live.sleep(session.id, ASK_AGAIN)
