@@ -6,8 +6,10 @@ key and what is allowed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
+import ipaddress
 import os
 import re
 import socket
@@ -141,10 +143,25 @@ def _number(default: float, least: float, most: float) -> Any:
     return dataclasses.field(default=default, metadata={"least": least, "most": most})
 
 
+def split_proxy(url: str) -> tuple[str, str, str, int]:
+    """Scheme ('http' or 'socks5'), user or '', host and port of a proxy. Raises ValueError saying what is wrong."""
+    scheme, separator, rest = url.partition("://")
+    if not separator or scheme not in ("http", "socks5"):
+        raise ValueError("write http://host:port or socks5://host:port")
+    user, _, place = rest.rstrip("/").rpartition("@")
+    if ":" in user:
+        raise ValueError("a password does not belong here; name a file that holds it, proxy.password_file")
+    host, port = split_address(place, 0)
+    if not port:
+        raise ValueError(f"{place!r} has no port")
+    return scheme, user, host, port
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Listen:
-    """Where peers may dial this daemon. An empty host: nowhere. Port 0: any free one."""
+    """Where peers may dial this daemon. Not enabled, or an empty host: nowhere. Port 0: any free one."""
 
+    enabled: bool = True
     host: str = "0.0.0.0"
     port: int = _number(DEFAULT_PORT, 0, 65535)
 
@@ -153,13 +170,36 @@ class Listen:
 class Limits:
     """What one daemon spends at most."""
 
-    unauthenticated: int = _number(32, 1, 1024)  # connections that have not yet shown who they are
+    unauthenticated: int = _number(64, 1, 1024)  # connections that have not yet shown who they are
     unauthenticated_per_address: int = _number(8, 1, 1024)  # of these, from one address: a scanner is not everybody
     channels_per_peer: int = _number(16, 1, 256)  # data connections, waiting ones included
     calls_per_peer: int = _number(64, 1, 1024)  # a peer's calls at work at the same time
     threads: int = _number(0, 0, 1024)  # for kernels; 0: as many as there are processors
     memory_gib: float = _number(4.0, 0.5, 4096.0)  # what a session may need at most
     disk_reserve_gib: float = _number(2.0, 0.0, 4096.0)  # what the offline phase leaves free
+    bandwidth_mbit_s: float = _number(0.0, 0.0, 1e6)  # all data connections together, each direction; 0: no limit
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Tls:
+    """How this daemon shows who it is: a certificate of its own that peers pin, or one of the site's authority.
+
+    ``ca_file`` (PEM) is also for a pinned daemon whose peers have certificates of an authority.
+    """
+
+    mode: str = dataclasses.field(default="pinned", metadata={"one_of": ("pinned", "ca")})
+    ca_file: str = ""
+    certificate: str = ""
+    key: str = ""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Proxy:
+    """What outgoing connections go through; '' for nothing. The environment's proxy variables do not count."""
+
+    url: str = ""
+    password_file: str = ""
+    no_proxy: tuple[str, ...] = ()  # hosts, domains with a leading dot, networks
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -186,8 +226,25 @@ class Timeouts:
     silence: float = _number(20.0, 0.1, 3600.0)  # after so long without a byte of theirs, the link is dead
     stall: float = _number(300.0, 0.1, 86400.0)  # so long may a peer take no byte of a frame we send
     call: float = _number(30.0, 0.1, 3600.0)  # a peer's answer to a call
+    step: float = _number(1800.0, 0.1, 86400.0)  # a peer's next message of a protocol; it may have much to compute
     retry_first: float = _number(0.5, 0.01, 60.0)  # pause before the second attempt to dial; doubles
     retry_most: float = _number(30.0, 0.01, 3600.0)  # and grows to this
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Log:
+    """What the log looks like and how much of it there is. The command line's --log and --debug go before it."""
+
+    format: str = dataclasses.field(default="auto", metadata={"one_of": ("auto", "json", "console")})
+    level: str = dataclasses.field(default="info", metadata={"one_of": ("debug", "info", "warning", "error")})
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Metrics:
+    """Where Prometheus may ask; empty: nowhere. There is no password: other than loopback must be allowed in words."""
+
+    listen: str = ""
+    allow_remote: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -200,7 +257,11 @@ class Config:
     limits: Limits = dataclasses.field(default_factory=Limits)
     offline: Offline = dataclasses.field(default_factory=Offline)
     online: Online = dataclasses.field(default_factory=Online)
+    tls: Tls = dataclasses.field(default_factory=Tls)
+    proxy: Proxy = dataclasses.field(default_factory=Proxy)
     timeouts: Timeouts = dataclasses.field(default_factory=Timeouts)
+    log: Log = dataclasses.field(default_factory=Log)
+    metrics: Metrics = dataclasses.field(default_factory=Metrics)
 
     @classmethod
     def default(cls) -> Self:
@@ -244,14 +305,69 @@ class Config:
             _section(Limits, table, "limits", where),
             _section(Offline, table, "offline", where),
             _section(Online, table, "online", where),
+            _section(Tls, table, "tls", where),
+            _section(Proxy, table, "proxy", where),
             _section(Timeouts, table, "timeouts", where),
+            _section(Log, table, "log", where),
+            _section(Metrics, table, "metrics", where),
         )
         if config.timeouts.silence < 2 * config.timeouts.keepalive:
             raise ConfigError(
                 f"{where}: timeouts.silence = {config.timeouts.silence} is not allowed:"
                 f" at least twice timeouts.keepalive ({config.timeouts.keepalive})"
             )
+        _check_metrics(config.metrics, where)
         return config
+
+
+def _check_metrics(metrics: Metrics, where: str) -> None:
+    if not metrics.listen:
+        return
+    try:
+        host, _ = split_address(metrics.listen, 9464)
+    except ValueError as error:
+        raise ConfigError(f"{where}: metrics.listen: {error}") from error
+    if not metrics.allow_remote and not _is_loopback(host):
+        raise ConfigError(
+            f"{where}: metrics.listen = {metrics.listen!r} is not a loopback address",
+            "write 127.0.0.1:9464; or allow_remote = true under [metrics], if everybody who can reach it may read it",
+        )
+
+
+def _is_loopback(host: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return ipaddress.ip_address(host).is_loopback
+    return False
+
+
+def _check_network(config: Config, where: str) -> None:
+    """What no setting shows by itself."""
+    listen, tls, proxy = config.listen, config.tls, config.proxy
+    if config.advertise and not listen.enabled:
+        raise ConfigError(f"{where}: advertise = {config.advertise!r}, but listen.enabled is false: nobody could dial it")
+    if 0 < config.limits.bandwidth_mbit_s < 0.5:
+        raise ConfigError(f"{where}: limits.bandwidth_mbit_s is not allowed: 0 (no limit), or at least 0.5")
+    needed = ("ca_file", "certificate", "key") if tls.mode == "ca" else ()
+    if missing := [key for key in needed if not getattr(tls, key)]:
+        raise ConfigError(f"{where}: tls.mode = 'ca' needs tls.{' and tls.'.join(missing)}")
+    if tls.mode != "ca" and (tls.certificate or tls.key):
+        raise ConfigError(
+            f"{where}: tls.certificate and tls.key are for tls.mode = 'ca'", "set tls.mode, or remove these two"
+        )
+    paths = {f"tls.{key}": getattr(tls, key) for key in ("ca_file", "certificate", "key")}
+    for key, path in {**paths, "proxy.password_file": proxy.password_file}.items():
+        if path and not Path(path).is_absolute():
+            raise ConfigError(f"{where}: {key} = {path!r} must be an absolute path")
+    if proxy.url:
+        try:
+            _, user, _, _ = split_proxy(proxy.url)
+        except ValueError as error:
+            raise ConfigError(f"{where}: proxy.url: {error}") from error
+        if bool(user) != bool(proxy.password_file):
+            raise ConfigError(
+                f"{where}: a proxy that asks who we are needs both a user and a password",
+                "proxy.url = 'http://user@host:port' and proxy.password_file",
+            )
 
 
 def _section(cls: type[Any], table: Mapping[str, Any], section: str, where: str) -> Any:
@@ -266,7 +382,7 @@ def _section(cls: type[Any], table: Mapping[str, Any], section: str, where: str)
         kind = type(field.default)
         if kind is float and type(value) is int:
             value = float(value)
-        what = {int: "a whole number", float: "a number", str: "a string"}[kind]
+        what = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[kind]
         least: Any = field.metadata.get("least")
         most: Any = field.metadata.get("most")
         allowed = field.metadata.get("one_of")

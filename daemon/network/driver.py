@@ -120,7 +120,7 @@ async def _steps(
             if isinstance(effect, Send):
                 await outbox.put(effect.frame)
             elif isinstance(effect, Recv):
-                reply = await connection.recv_frame(effect.limit)
+                reply = await connection.recv_frame(effect.limit, connection.timeouts.step)
             elif isinstance(effect, Compute):
                 reply = await _compute(effect, executor)
             else:

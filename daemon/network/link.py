@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import dataclasses
 import inspect
-import ipaddress
 import os
 import random
 import ssl
@@ -35,9 +34,11 @@ from mpcd.daemon.errors import (
     UnknownPeer,
 )
 from mpcd.daemon.network import greeting, tls
+from mpcd.daemon.network.doorway import Doorway, origin_of
 from mpcd.daemon.network.greeting import CHANNEL, CONTROL, KNOCK, Hello
 from mpcd.daemon.network.identity import Identity, grouped
 from mpcd.daemon.network.peers import Peer, Peers
+from mpcd.daemon.network.rate import Rate
 from mpcd.daemon.network.rpc import Handler, Link
 from mpcd.daemon.network.transport import Connection, dial
 from mpcd.daemon.version import PROTOCOL_VERSION
@@ -45,7 +46,11 @@ from mpcd.daemon.version import PROTOCOL_VERSION
 __all__ = ["PROTOCOL_VERSION", "PeerError", "PeerNetwork", "PeerStatus", "Stranger"]
 
 STRANGERS = 32  # remembered for the operator
-LOG_PAUSE = 5.0  # seconds between two log lines about connections from nobody we know
+LOG_PAUSE = 5.0  # seconds between two log lines of a kind about connections from nobody we know
+# Of one peer, which has shown who it is: connections a second, and at once; a control link counts for ten.
+CONNECTIONS_A_SECOND, CONNECTIONS_AT_ONCE, LINK_COSTS = 50.0, 200.0, 10.0
+RETIRING = 4  # old control links of a peer that finish what is under way
+UNCLAIMED = 120.0  # seconds that a data connection waits for its job to be wanted here
 _DUPLICATE = "duplicate_link"
 
 Watcher = Callable[[str], Any]
@@ -100,6 +105,8 @@ class _PeerState:
         self.arrived: dict[bytes, Connection] = {}  # dialled by the peer, not yet asked for here
         self.wanted: set[bytes] = set()
         self.changed = asyncio.Event()
+        self.connections = Rate(CONNECTIONS_A_SECOND, CONNECTIONS_AT_ONCE, time.monotonic())
+        self.retiring: deque[Link] = deque()
 
     def notify(self) -> None:
         """Wake everybody who waits for a change of this peer."""
@@ -138,9 +145,9 @@ class PeerNetwork:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
         self._server_context: ssl.SSLContext | None = None
-        self._unauthenticated: dict[Connection, str] = {}  # and where from, as soon as that is known
+        self._doorway = Doorway(config.limits)
         self._strangers: deque[Stranger] = deque(maxlen=STRANGERS)
-        self._stranger_logged = float("-inf")
+        self._stranger_logged: dict[str, float] = {}
         self._unwatch: Callable[[], None] | None = None
         self._log = log.get("link")
 
@@ -396,6 +403,9 @@ class PeerNetwork:
         state.notify()
         if old is not None and old.theirs.instance == theirs.instance:
             self._spawn(old.retire(self._config.timeouts.call))
+            state.retiring.append(old)
+            if len(state.retiring) > RETIRING:
+                state.retiring.popleft().connection.abort()
             return
         if old is not None:
             old.connection.abort(LinkError(f"{peer} was restarted"))
@@ -495,43 +505,40 @@ class PeerNetwork:
     # Accepting.
 
     def _accept(self) -> asyncio.BaseProtocol:
-        if len(self._unauthenticated) >= self._config.limits.unauthenticated:
-            self._about_stranger("too many connections are waiting to show who they are; one was dropped")
-            return _Dropped()
         if self._server_context is None:
             trusted = [peer.certificate for peer in self._peers.list()]
             self._server_context = tls.server_context(self._identity, trusted)
         connection = Connection(
             self._server_context, server_side=True, timeouts=self._config.timeouts, admit=self._admit
         )
-        self._unauthenticated[connection] = ""
         self._spawn(self._serve(connection))
         return connection
 
     def _admit(self, connection: Connection) -> bool:
-        """Whether this address has not taken its part of the places for connections that show who they are."""
-        origin = _origin(connection.peer_address)
-        if list(self._unauthenticated.values()).count(origin) >= self._config.limits.unauthenticated_per_address:
-            self._about_stranger("too many connections from one address; one was dropped", address=origin)
-            return False
-        self._unauthenticated[connection] = origin
-        return True
+        """Whether there is a place for a connection from this address to show who it is."""
+        origin = origin_of(connection.peer_address)
+        why_not = self._doorway.enter(connection, origin, time.monotonic())
+        if why_not:
+            self._about_stranger(why_not, address=origin)
+        return not why_not
 
     def _about_stranger(self, event: str, **details: Any) -> None:
-        """Log, but do not let strangers fill the log."""
+        """Log, but do not let strangers fill the log. ``event``: one of a few texts of ours."""
         now = time.monotonic()
-        if now - self._stranger_logged >= LOG_PAUSE:
-            self._stranger_logged = now
+        if now - self._stranger_logged.get(event, float("-inf")) >= LOG_PAUSE:
+            self._stranger_logged[event] = now
             self._log.warning(event, **details)
 
     async def _serve(self, connection: Connection) -> None:
         """Find out who it is and what for."""
+        known = False
         try:
             try:
                 async with asyncio.timeout(self._config.timeouts.handshake):
                     peer, theirs = await self._greet(connection)
+                known = True
             finally:
-                del self._unauthenticated[connection]
+                self._doorway.leave(connection, known=known)
         except TimeoutError:
             self._about_stranger("a connection did not show who it is in time", address=connection.peer_address)
             connection.abort()
@@ -567,7 +574,7 @@ class PeerNetwork:
             self._strangers.remove(old)
         self._strangers.append(stranger)
         pinned = next((peer for peer in self._peers.list() if peer.name == theirs.name), None)
-        self._log.warning(
+        self._about_stranger(
             "an unknown daemon knocked; nothing proves what it says",
             name=theirs.name,
             fingerprint=grouped(theirs.fingerprint),
@@ -589,6 +596,11 @@ class PeerNetwork:
         try:
             if state is None or state.peer.certificate != peer.certificate:
                 raise UnknownPeer("this daemon no longer knows that certificate")
+            cost = LINK_COSTS if theirs.purpose == CONTROL else 1.0
+            if not state.connections.take(time.monotonic(), cost):
+                self._about_stranger("a peer opens connections too fast; one was dropped", peer=peer.name)
+                connection.abort()
+                return
             if theirs.purpose == CONTROL:
                 if not self._prefers(state, theirs.instance, dialled=False):
                     raise DuplicateLink()
@@ -605,6 +617,7 @@ class PeerNetwork:
                 before.abort()
             state.arrived[theirs.job] = connection
             state.notify()
+            asyncio.get_running_loop().call_later(UNCLAIMED, _drop_unclaimed, state, theirs.job, connection)
         except Refused as error:
             await self._refuse(connection, error)
         except MpcdError:
@@ -677,25 +690,14 @@ class PeerNetwork:
         return True
 
 
-def _origin(address: str) -> str:
-    """What counts as one address: an IPv4 address, or the /64 that one IPv6 customer has at least."""
-    host = address.rpartition(":")[0]
-    with contextlib.suppress(ValueError):
-        found = ipaddress.ip_address(host.partition("%")[0])
-        if isinstance(found, ipaddress.IPv6Address):
-            mapped = found.ipv4_mapped
-            return str(mapped or ipaddress.ip_network((int(found) >> 64 << 64, 64)))
-    return host
+def _drop_unclaimed(state: _PeerState, job: bytes, connection: Connection) -> None:
+    """A data connection that nobody here asked for."""
+    if state.arrived.get(job) is connection:
+        del state.arrived[job]
+        connection.abort(LinkError("nobody here asked for this data connection"))
 
 
 def _discard(task: asyncio.Task[tuple[Connection, Hello]]) -> None:
     """A dial nobody waits for any more."""
     if not task.cancelled() and task.exception() is None:
         task.result()[0].abort()
-
-
-class _Dropped(asyncio.Protocol):
-    """A connection that we do not even talk to."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        transport.close()

@@ -24,6 +24,7 @@ from mpcd.daemon.errors import (
     for_peer,
 )
 from mpcd.daemon.network.greeting import Hello, error_from
+from mpcd.daemon.network.rate import Rate
 from mpcd.daemon.network.transport import Connection
 from mpcd.protocol.wire import Frame
 
@@ -31,6 +32,9 @@ HEADER = b"rpc"
 MAX_MESSAGE = 1024 * 1024
 CALL, RESULT, ERROR = "call", "result", "error"
 RETIRE_GRACE = 1.0
+MAX_AT_WORK = 4 * MAX_MESSAGE  # bytes of the calls that are at work; more are not read
+MESSAGES_A_SECOND, MESSAGES_AT_ONCE = 200.0, 1000.0  # more are not read either: TCP holds the peer back
+MAX_ITEMS = 256 * 1024  # of one list or map in a message
 
 Handler = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 
@@ -78,6 +82,8 @@ class Link:
         self._numbers = itertools.count()
         self._pending: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._at_work = 0  # bytes
+        self._messages = Rate(MESSAGES_A_SECOND, MESSAGES_AT_ONCE, time.monotonic())
         self._fewer = asyncio.Event()
         self._log = log.get("rpc").bind(peer=peer)
 
@@ -103,11 +109,13 @@ class Link:
         try:
             while True:
                 # As many refusals may wait to be sent as calls are at work; a peer that reads none of them is not read.
-                while len(self._tasks) >= 2 * self._most_calls:
+                while len(self._tasks) >= 2 * self._most_calls or self._at_work >= MAX_AT_WORK:
                     if self.connection.failure is not None:
                         raise self.connection.failure
                     self._fewer.clear()
                     await self._fewer.wait()
+                while not self._messages.take(time.monotonic()):
+                    await asyncio.sleep(self._messages.wait(time.monotonic()))
                 header, payload = await self.connection.recv_frame(MAX_MESSAGE)
                 self._take(header, payload)
         except MpcdError as error:
@@ -134,7 +142,7 @@ class Link:
 
     def _take(self, header: bytes, payload: memoryview) -> None:
         try:
-            kind, number, *rest = msgpack.unpackb(payload)
+            kind, number, *rest = msgpack.unpackb(payload, max_array_len=MAX_ITEMS, max_map_len=MAX_ITEMS)
         except Exception as error:
             raise ProtocolViolation(f"{self.peer} sent a control message that does not decode") from error
         if header != HEADER or type(number) is not int:
@@ -142,7 +150,8 @@ class Link:
         if kind == CALL and len(rest) == 2 and isinstance(rest[0], str) and isinstance(rest[1], dict):
             task = asyncio.create_task(self._answer(number, rest[0], rest[1], len(self._tasks) >= self._most_calls))
             self._tasks.add(task)
-            task.add_done_callback(self._ended)
+            self._at_work += len(payload)
+            task.add_done_callback(lambda task: self._ended(task, len(payload)))
         elif kind in (RESULT, ERROR) and len(rest) == 1:
             future = self._pending.get(number)
             if future is None or future.done():
@@ -156,8 +165,9 @@ class Link:
         else:
             raise ProtocolViolation(f"{self.peer} sent a control message of an unknown kind")
 
-    def _ended(self, task: asyncio.Task[None]) -> None:
+    def _ended(self, task: asyncio.Task[None], size: int) -> None:
         self._tasks.discard(task)
+        self._at_work -= size
         self._fewer.set()
 
     async def _answer(self, number: int, method: str, params: dict[str, Any], busy: bool) -> None:

@@ -23,6 +23,7 @@ import numpy as np
 from mpcd.daemon.config import Timeouts
 from mpcd.daemon.errors import FrameTooLarge, LinkError, PeerClosed, PeerSilent, ProtocolViolation
 from mpcd.daemon.network import tls
+from mpcd.daemon.network.rate import Rate
 from mpcd.protocol import wire
 
 PREFIX = struct.Struct("<IQ")
@@ -33,6 +34,8 @@ SOCKET_READ = 256 * 1024
 CIPHERTEXT_HELD = 256 * 1024  # more than this unread, and the socket is not read either
 WRITE_HIGH, WRITE_LOW = 1024 * 1024, 256 * 1024
 CLOSE_WAIT = 5.0
+LEAST_RATE = 1024  # bytes a second that a frame must come with, once a reader has been patient
+KEEPALIVES_A_SECOND, KEEPALIVES_AT_ONCE = 32.0, 128.0  # ten times what the shortest setting sends
 
 _EMPTY = memoryview(b"")
 
@@ -55,7 +58,7 @@ class Connection(asyncio.BufferedProtocol):
         """``admit`` is asked as soon as ``peer_address`` is known; False drops the connection unheard."""
         self._admit = admit
         self._loop = asyncio.get_running_loop()
-        self._timeouts = timeouts or Timeouts()
+        self.timeouts = timeouts or Timeouts()
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
         self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
@@ -76,6 +79,8 @@ class Connection(asyncio.BufferedProtocol):
         self._in_payload = False
         self._ready: tuple[bytes, memoryview] | None = None
         self._limit: int | None = None
+        self._patience: float | None = None
+        self._keepalives = Rate(KEEPALIVES_A_SECOND, KEEPALIVES_AT_ONCE, self._loop.time())
         self._reader: asyncio.Future[None] | None = None
         self._reading_paused = False
         self._heard = self._waiting_since = self._wrote = self._ticked = self._loop.time()
@@ -144,15 +149,17 @@ class Connection(asyncio.BufferedProtocol):
                     self._fail(LinkError("the connection was dropped in the middle of a frame"))
             self.bytes_sent += PREFIX.size + len(frame.header) + size
 
-    async def recv_frame(self, limit: int) -> tuple[bytes, memoryview]:
+    async def recv_frame(self, limit: int, patience: float | None = None) -> tuple[bytes, memoryview]:
         """The peer's next frame, its payload at most ``limit`` bytes and writable. May be cancelled and called again.
 
+        ``patience``: seconds for the frame to be here, and LEAST_RATE more for what has come of it; keepalives, which
+        only say that the peer is there, do not lengthen it. None: for ever, while the peer is there.
         Raises PeerClosed, PeerSilent, FrameTooLarge, ProtocolViolation, LinkError.
         """
         if self._reader is not None:
             raise RuntimeError("a connection has one reader")
         self._reader = self._loop.create_future()
-        self._limit = limit
+        self._limit, self._patience = limit, patience
         self._waiting_since = self._loop.time()
         try:
             self._pump()
@@ -166,7 +173,7 @@ class Connection(asyncio.BufferedProtocol):
                 raise self._failure or LinkError()
         finally:
             self._reader = None
-            self._limit = None
+            self._limit = self._patience = None
         frame, self._ready = self._ready, None
         return frame
 
@@ -294,7 +301,9 @@ class Connection(asyncio.BufferedProtocol):
             if not header:
                 if payload:
                     raise ProtocolViolation("the peer sent a frame without a header")
-                return  # a keepalive
+                if not self._keepalives.take(self._loop.time()):
+                    raise ProtocolViolation("the peer sent a flood of keepalives")
+                return
             if header > wire.MAX_HEADER:
                 raise FrameTooLarge(
                     f"the peer announced a header of {header} bytes, at most {wire.MAX_HEADER} are allowed"
@@ -375,7 +384,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _tick(self) -> None:
         """Every so often: speak if we were quiet, give up if the peer is."""
-        now, t = self._loop.time(), self._timeouts
+        now, t = self._loop.time(), self.timeouts
         if self._failure is not None:
             return
         if now - self._ticked > t.silence / 2:
@@ -384,6 +393,8 @@ class Connection(asyncio.BufferedProtocol):
         self._ticked = now
         if self._reader is not None and now - max(self._heard, self._waiting_since) > t.silence:
             self._fail(PeerSilent(f"the peer has been silent for {t.silence:g} seconds"))
+        elif self._patience is not None and now - self._waiting_since > self._patience + self._filled / LEAST_RATE:
+            self._fail(PeerSilent(f"the peer is there, but sent no whole message for {self._patience:g} seconds"))
         elif self._drained is not None and now - self._blocked_since > t.stall:
             self._fail(PeerSilent(f"the peer has taken nothing we sent for {t.stall:g} seconds"))
         else:

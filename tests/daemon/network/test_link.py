@@ -526,28 +526,14 @@ def test_one_address_cannot_take_every_place(run, identities, tmp_path):
             scanner = [
                 await asyncio.open_connection("127.0.0.1", one.port, local_addr=("127.0.0.9", 0)) for _ in range(20)
             ]
-            await until(lambda: sorted(one.net._unauthenticated.values()) == ["127.0.0.9"] * 3)
+            await until(lambda: sorted(one.net._doorway.waiting.values()) == ["127.0.0.9"] * 3)
             async with up(two):
                 await linked(one, two)
-            assert sorted(one.net._unauthenticated.values()) == ["127.0.0.9"] * 3
+            assert sorted(one.net._doorway.waiting.values()) == ["127.0.0.9"] * 3
             for _, writer in scanner:
                 writer.close()
 
     run(main())
-
-
-@pytest.mark.parametrize(
-    ("address", "origin"),
-    [
-        ("192.0.2.7:5", "192.0.2.7"),
-        ("2001:db8:1:2:3:4:5:6:443", "2001:db8:1:2::/64"),
-        ("::ffff:192.0.2.7:5", "192.0.2.7"),
-        ("fe80::1%eth0:5", "fe80::/64"),
-        ("unknown address", ""),
-    ],
-)
-def test_what_counts_as_one_address(address, origin):
-    assert link_module._origin(address) == origin
 
 
 def test_strangers_cannot_use_up_the_daemon(run, identities, tmp_path):
@@ -560,13 +546,64 @@ def test_strangers_cannot_use_up_the_daemon(run, identities, tmp_path):
     async def main():
         async with up(one):
             loiterers = [await asyncio.open_connection("127.0.0.1", one.port) for _ in range(10)]
-            for reader, writer in loiterers:  # six dropped at once, four after the handshake timeout
+            for reader, writer in loiterers:  # six give way at once, four leave after the handshake timeout
                 with contextlib.suppress(OSError):
                     assert await asyncio.wait_for(reader.read(), 3) == b""
                 writer.close()
-            assert not one.net._unauthenticated
+            assert not one.net._doorway.waiting
             async with up(two):
                 await linked(one, two)
+
+    run(main())
+
+
+def test_a_data_connection_that_nobody_wants_is_dropped(run, sides, monkeypatch):
+    monkeypatch.setattr(link_module, "UNCLAIMED", 0.3)
+    a, b = sides
+    b.knows(a, "")
+
+    async def main():
+        async with up(b):
+            connection = await dial(
+                "127.0.0.1", b.port, tls.client_context(a.identity, b.identity.certificate), b.config.timeouts
+            )
+            await connection.recv_frame(10_000)
+            fields = msgpack.packb(hello(a, purpose=greeting.CHANNEL, job=JOB))
+            await connection.send_frame(Frame(b"greeting", (memoryview(fields),)))
+            with pytest.raises(PeerClosed):
+                await connection.recv_frame(10_000)
+            assert not b.net._states["alpha"].arrived
+            connection.abort()
+
+    run(main())
+
+
+def test_a_peer_that_dials_without_end_is_held_to_its_rate(run, sides, monkeypatch):
+    """Control links one after the other: old ones are not kept, and beyond the rate the connection is dropped."""
+    monkeypatch.setattr(link_module, "CONNECTIONS_A_SECOND", 0.01)
+    a, b = sides
+    b.knows(a, "")
+
+    async def main():
+        async with up(b):
+            open_ones, dropped = [], 0
+            for _ in range(25):
+                try:
+                    connection = await dial(
+                        "127.0.0.1", b.port, tls.client_context(a.identity, b.identity.certificate), b.config.timeouts
+                    )
+                    await connection.recv_frame(10_000)
+                    await connection.send_frame(Frame(b"greeting", (memoryview(msgpack.packb(hello(a))),)))
+                    await connection.recv_frame(10_000)
+                    open_ones.append(connection)
+                except LinkError:
+                    dropped += 1
+            assert len(open_ones) == link_module.CONNECTIONS_AT_ONCE / link_module.LINK_COSTS
+            assert dropped == 25 - len(open_ones)
+            assert b.net.connected("alpha")
+            await until(lambda: sum(c.failure is None for c in open_ones) <= link_module.RETIRING + 1)
+            for connection in open_ones:
+                connection.abort()
 
     run(main())
 
@@ -713,6 +750,47 @@ def test_garbage_on_the_control_link_drops_it_and_the_daemon_stays_up(run, sides
             await greet_by_hand(a, b, hello(a), garbage)
             await until(lambda: b.events == [("up", "alpha"), ("down", "alpha")])
             assert b.net.status("alpha").code == "protocol_violation"
+
+    run(main())
+
+
+def test_messages_and_their_bytes_are_read_no_faster_than_agreed(run, identities, tmp_path, monkeypatch):
+    """A flood of answers that nobody waits for, and of large calls: TCP holds the peer back, nothing piles up."""
+    monkeypatch.setattr(rpc, "MESSAGES_A_SECOND", 20.0)
+    monkeypatch.setattr(rpc, "MESSAGES_AT_ONCE", 50.0)
+    a, b = identities
+    gate, held = asyncio.Event(), []
+
+    async def hold(peer, params):
+        held.append(len(params["x"]))
+        await gate.wait()
+        return {}
+
+    one = Side(a, "alpha", tmp_path)
+    two = Side(b, "beta", tmp_path, handlers={"hold": hold})
+    two.knows(one, "")
+
+    async def flood(connection):
+        async def send(message):
+            await connection.send_frame(Frame(b"rpc", (memoryview(msgpack.packb(message)),)))
+
+        for number in range(8):
+            await send(["call", number, "hold", {"x": bytes(1_000_000)}])
+        await until(lambda: held)
+        await asyncio.sleep(0.3)
+        assert sum(held) <= rpc.MAX_AT_WORK + rpc.MAX_MESSAGE
+        gate.set()
+        await until(lambda: len(held) == 8)
+        began = time.monotonic()
+        for number in range(100):
+            await send(["result", 1000 + number, {}])
+        await send(["call", 9, "hold", {"x": b""}])
+        await until(lambda: len(held) == 9)
+        assert time.monotonic() - began > 2.0
+
+    async def main():
+        async with up(two):
+            await greet_by_hand(one, two, hello(one), flood)
 
     run(main())
 

@@ -201,6 +201,54 @@ def test_keepalives_tell_a_busy_peer_from_a_silent_one(run, connected):
     run(main())
 
 
+@pytest.mark.parametrize("begun", [b"", PREFIX.pack(1, 1000) + b"h" + bytes(10)])
+def test_patience_with_a_peer_that_is_there_and_sends_no_message(run, connected, begun):
+    """Keepalives, or a byte now and then, do not lengthen it."""
+
+    async def main():
+        async with connected(server_timeouts=QUICK, client_timeouts=QUICK) as (server, client):
+            raw(client, begun or transport.KEEPALIVE)
+
+            async def dribble():
+                while server.failure is None:
+                    raw(client, b"x" if begun else transport.KEEPALIVE)
+                    await asyncio.sleep(0.1)
+
+            task = asyncio.create_task(dribble())
+            with pytest.raises(PeerSilent, match="is there, but sent no whole message"):
+                await server.recv_frame(1000, patience=0.6)
+            task.cancel()
+
+    run(main())
+
+
+def test_a_slow_link_is_given_its_time(run, connected):
+    async def main():
+        async with connected(server_timeouts=QUICK, client_timeouts=QUICK) as (server, client):
+            raw(client, PREFIX.pack(1, 4000) + b"h")
+
+            async def slowly():
+                for _ in range(10):
+                    raw(client, bytes(400))
+                    await asyncio.sleep(0.1)
+
+            task = asyncio.create_task(slowly())
+            assert len((await server.recv_frame(4000, patience=0.3))[1]) == 4000
+            await task
+
+    run(main())
+
+
+def test_a_flood_of_keepalives(run, connected):
+    async def main():
+        async with connected() as (server, client):
+            raw(client, transport.KEEPALIVE * 100_000)
+            with pytest.raises(ProtocolViolation, match="flood"):
+                await server.recv_frame(0)
+
+    run(main())
+
+
 def test_our_own_sleep_is_not_the_peers_silence(run, connected):
     """Timers run before sockets are read, so a loop that was held up sees the clock first."""
 
