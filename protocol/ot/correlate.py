@@ -35,7 +35,8 @@ Cost of set-up: ``set_up_bytes_sent`` each way, in 3 flows with SoftSpokenOT, el
 AndNeed while it fits into ``bit_triples.RUN_AHEAD`` chunks; with the silent ones mostly none. Where the receiver only
 sends, it is never made to wait.
 
-An OtPair lives as long as its session and is never stored: a second use of its streams would repeat every pad. After
+An OtPair lives as long as its session and is never stored: a second use of its streams would repeat every pad (what
+compact.py stores is one unit's stretch of them, and single-use like the unit). After
 an exception it must be dropped, as the two ends may no longer agree.
 """
 
@@ -72,6 +73,8 @@ class OtPair:
 
     sending: pads.SendingEnd
     receiving: pads.ReceivingEnd
+    extension: Extension
+    session_key: bytes
     inbox: Inbox = dataclasses.field(default_factory=Inbox)
 
     async def make(self, channel: Channel, need: Need) -> Any:
@@ -99,21 +102,24 @@ async def set_up(channel: Channel, extension: Extension = "iknp") -> OtPair:
     """Base OTs both ways. Roles swap: the chooser of a base OT becomes the sender of the extension."""
     depth = _depth(extension)
     ots = await base.base_ots(channel)
+    named = extension, ots.session_key
     sending, receiving = (pads.HashKeys(ots.session_key, direction) for direction in (channel.party, 1 - channel.party))
     if depth == 1:
         sender, receiver = iknp.Sender(ots.choices, ots.chosen_keys), iknp.Receiver(ots.sender_keys)
         if extension not in _SILENT:
-            return OtPair(pads.SendingEnd(sender, sending), pads.ReceivingEnd(receiver, receiving))
+            return OtPair(pads.SendingEnd(sender, sending), pads.ReceivingEnd(receiver, receiving), *named)
         inbox = Inbox()
         common = _SILENT[extension], inbox
         silent_sender = ferret.Sender(sender, ots.session_key, channel.party, *common)
         silent_receiver = ferret.Receiver(receiver, ots.session_key, 1 - channel.party, *common)
-        return OtPair(pads.SendingEnd(silent_sender, sending), pads.ReceivingEnd(silent_receiver, receiving), inbox)
+        ends = pads.SendingEnd(silent_sender, sending), pads.ReceivingEnd(silent_receiver, receiving)
+        return OtPair(*ends, *named, inbox)
     all_leaves = await ggm.own(channel, ots.sender_keys, depth)
     leaves = await ggm.puncture(channel, ots.choices, ots.chosen_keys, depth)
     return OtPair(
         pads.SendingEnd(await channel.compute(softspoken.Sender, ots.choices, leaves), sending),
         pads.ReceivingEnd(await channel.compute(softspoken.Receiver, all_leaves), receiving),
+        *named,
     )
 
 
@@ -128,6 +134,18 @@ def _depth(extension: Extension) -> int:
     if extension not in EXTENSIONS:
         raise ValueError(f"{extension!r} is not an OT extension: {', '.join(EXTENSIONS)}")
     return int(extension.removeprefix("softspoken")) if extension.startswith("softspoken") else 1
+
+
+def silent_parameters(extension: str) -> ferret.Parameters:
+    """ValueError unless ``extension`` is one of the silent ones."""
+    if extension not in _SILENT:
+        raise ValueError(f"{extension!r} is not a silent extension: {', '.join(_SILENT)}")
+    return _SILENT[extension]
+
+
+def rows_by_direction(need: Need) -> tuple[int, int]:
+    """A silent extension's rows that ``need`` takes in direction A and in direction B."""
+    return _by_direction(need, ferret.rows_drawn)
 
 
 def _checked(need: Need) -> OtNeed:
@@ -172,7 +190,7 @@ def bytes_by_party(need: Need, extension: Extension = "iknp") -> tuple[int, int]
     if extension in _SILENT:
         p = _SILENT[extension]
         choices, sums = ferret.iteration_bytes_sent(p)
-        a, b = _by_direction(need, ferret.rows_drawn)
+        a, b = rows_by_direction(need)
         return -(-(a * sums + b * choices) // p.fresh), -(-(a * choices + b * sums) // p.fresh)
     cot_bytes = iknp.bytes_sent if depth == 1 else functools.partial(softspoken.bytes_sent, depth=depth)
     a, b = _by_direction(need, cot_bytes)
@@ -189,7 +207,7 @@ def total_by_party(needs: Iterable[Need], extension: Extension = "iknp") -> tupl
     if extension not in _SILENT:
         each = [bytes_by_party(need, extension) for need in needs]
         return sum(p0 for p0, _ in each), sum(p1 for _, p1 in each)
-    drawn = [_by_direction(need, ferret.rows_drawn) for need in needs]
+    drawn = [rows_by_direction(need) for need in needs]
     a_receiver, a_sender = ferret.bytes_sent(_SILENT[extension], sum(a for a, _ in drawn))
     b_receiver, b_sender = ferret.bytes_sent(_SILENT[extension], sum(b for _, b in drawn))
     return a_sender + b_receiver, a_receiver + b_sender

@@ -54,6 +54,7 @@ import dataclasses
 import hashlib
 from collections.abc import Mapping
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -67,6 +68,7 @@ from mpcd.protocol.ot.extension import CHUNK, grown
 from mpcd.protocol.ot.inbox import Expected, Inbox
 
 Words = npt.NDArray[np.uint64]
+Trees = spcot.SenderSeeds | spcot.ReceiverSeeds
 
 _BIT_0 = np.array([1, 0], np.uint64)
 
@@ -131,20 +133,125 @@ def bytes_sent(parameters: Parameters, drawn: int) -> tuple[int, int]:
     return first + choices * (1 + full + (part > 0)), sums * (1 + full + (part >= parameters.fresh // 2))
 
 
-class _End(abc.ABC):
-    """The schedule, the same at both ends. ``direction`` is the Sender's number."""
+@dataclasses.dataclass(slots=True)
+class Seeds:
+    """What a stretch of one direction's rows can be made from again, by this party alone (compact.py).
 
-    def __init__(self, session_key: bytes, direction: int, parameters: Parameters, inbox: Inbox) -> None:
+    ``iteration``, ``position``: where the stretch begins. ``table``: that iteration's input of the code, None until it
+    began. ``trees``: of it and of each after it.
+    """
+
+    iteration: int = 0
+    position: int = 0
+    table: Words | None = None
+    trees: list[Trees] = dataclasses.field(default_factory=list)
+
+
+class Outputs(abc.ABC):
+    """Step 3, for which nobody else is needed: the outputs of one iteration after the other, given its trees."""
+
+    def __init__(self, session_key: bytes, direction: int, parameters: Parameters) -> None:
         self._seed = b"mpcd/ot/ferret/1" + session_key + bytes([direction])
-        self._parameters = parameters
-        self._inbox = inbox
-        self._iteration = 0  # the number of the one whose single-point OTs are on the way
-        self._reserve: Words  # what it will use
-        self._table: Words  # the running one's input of the code, and the code
-        self._code_keys: Words
-        self._position = parameters.outputs  # its next output
-        self._answered = False
+        self.parameters = parameters
+        self.iteration = 0  # the number of the next one
+        self.position = parameters.outputs  # the next output of the running one
+        self.reserve: Words  # COTs for the next one
+        self.table: Words  # the running one's input of the code, and the code
+        self._keys: tuple[Words, Words]  # of the running one's trees and of its code
+        self.trees: Any  # Trees, the kind that the end has
+
+    async def begin(self, channel: Channel, trees: Trees) -> None:
+        """The next iteration becomes the running one."""
+        p = self.parameters
+        self.trees = trees
+        self.table = self.reserve[: p.dimension]
+        self._keys = self.key(b"trees"), self.key(b"code")
+        self.iteration += 1
+        reserve = np.empty((p.reserve, 2), np.uint64)
+        await self._expand(channel, 0, reserve, np.empty(p.reserve // 64, np.uint64))
+        self.reserve = reserve
+        self.position = p.reserve
+
+    @property
+    def left(self) -> int:
+        """Outputs that the running iteration still has."""
+        return self.parameters.outputs - self.position
+
+    async def take(self, channel: Channel, rows: Words, choices: Words) -> None:
+        """The next ones of the running iteration."""
+        await self._expand(channel, self.position, rows, choices)
+        self.position += len(rows)
+
+    @abc.abstractmethod
+    async def _expand(self, channel: Channel, first: int, rows: Words, choices: Words) -> None:
+        """Step 3 for outputs from ``first`` on."""
+
+    def key(self, purpose: bytes) -> Words:
+        """Round keys, public, for one purpose in the next iteration."""
+        digest = hashlib.sha256(self._seed + self.iteration.to_bytes(8, "little") + purpose).digest()
+        round_keys: Words = expand_key(np.frombuffer(digest[:16], np.uint8))
+        return round_keys
+
+
+class SenderOutputs(Outputs):
+    """``delta``: uint64 (2,), bit 0 set."""
+
+    def __init__(self, session_key: bytes, direction: int, parameters: Parameters, delta: Words) -> None:
+        super().__init__(session_key, direction, parameters)
+        self._delta = delta
+
+    async def _expand(self, channel: Channel, first: int, rows: Words, choices: Words) -> None:
+        tree_keys, code_keys = self._keys
+        trees = tree_keys, self.trees.roots, self._delta, self.parameters.depth
+        await channel.compute(ferret.sender_rows, *trees, code_keys, self.table, first, rows)
+
+
+class ReceiverOutputs(Outputs):
+    async def _expand(self, channel: Channel, first: int, rows: Words, choices: Words) -> None:
+        tree_keys, code_keys = self._keys
+        trees = tree_keys, self.trees.points, self.trees.siblings
+        await channel.compute(ferret.receiver_rows, *trees, code_keys, self.table, first, rows, choices)
+
+
+class Drawing(abc.ABC):
+    """Rows, from one iteration after the other."""
+
+    def __init__(self, outputs: Outputs) -> None:
+        self._parameters = outputs.parameters
+        self._outputs = outputs
         self._rows: Words = np.empty((0, 2), np.uint64)
+
+    async def _draw(self, channel: Channel, n: int, choices: Words) -> Words:
+        """n fresh rows, and the bits of whole blocks of them if ``choices`` has space."""
+        if not 1 <= n <= CHUNK:
+            raise ValueError(f"{n} rows at a time, not between 1 and {CHUNK}")
+        count = rows_drawn(n)
+        self._rows = grown(self._rows, count)
+        done = 0
+        while done < count:
+            if self._outputs.left == 0:
+                await self._begin(channel)
+            last = min(count, done + self._outputs.left)
+            await self._take(channel, self._rows[done:last], choices[done // 64 : last // 64])
+            done = last
+        return self._rows[:n]
+
+    @abc.abstractmethod
+    async def _begin(self, channel: Channel) -> None:
+        """The next iteration."""
+
+    async def _take(self, channel: Channel, rows: Words, choices: Words) -> None:
+        await self._outputs.take(channel, rows, choices)
+
+
+class _End(Drawing):
+    """The schedule, the same at both ends. ``seeds``: if set, rows are not made, only what they can be made from."""
+
+    def __init__(self, outputs: Outputs, inbox: Inbox) -> None:
+        super().__init__(outputs)
+        self._inbox = inbox
+        self._answered = False
+        self.seeds: Seeds | None = None
 
     @abc.abstractmethod
     async def _bootstrap(self, channel: Channel, n: int) -> Words:
@@ -159,67 +266,54 @@ class _End(abc.ABC):
         """Sums of the next iteration: from Sender to Receiver."""
 
     @abc.abstractmethod
-    async def _turn(self, channel: Channel) -> None:
-        """Makes the next iteration's trees the running one's."""
+    async def _opened(self, channel: Channel) -> Trees:
+        """The next iteration's trees."""
 
-    @abc.abstractmethod
-    async def _expand(self, channel: Channel, first: int, rows: Words, choices: Words) -> None:
-        """Step 3 for outputs from ``first`` on."""
+    def keep(self) -> Seeds:
+        """From here on keep seeds instead of making rows, into what is returned; until ``seeds`` is None again."""
+        outputs = self._outputs
+        self.seeds = Seeds()
+        if outputs.left:
+            running = outputs.iteration - 1
+            self.seeds = Seeds(running, outputs.position, outputs.table, [outputs.trees])
+        return self.seeds
 
-    async def _draw(self, channel: Channel, n: int, choices: Words) -> Words:
-        """n fresh rows, and the bits of whole blocks of them if ``choices`` has space."""
-        if not 1 <= n <= CHUNK:
-            raise ValueError(f"{n} rows at a time, not between 1 and {CHUNK}")
-        p = self._parameters
-        count = _whole(n)
-        self._rows = grown(self._rows, count)
-        done = 0
-        while done < count:
-            if self._position == p.outputs:
-                await self._begin(channel)
-            last = min(count, done + p.outputs - self._position)
-            part = self._rows[done:last]
-            await self._expand(channel, self._position, part, choices[done // 64 : last // 64])
-            self._position += last - done
-            done = last
-            if not self._answered and self._position >= p.reserve + p.fresh // 2:
-                await self._answer(channel)
-                self._answered = True
-        return self._rows[:n]
+    async def _take(self, channel: Channel, rows: Words, choices: Words) -> None:
+        p, outputs = self._parameters, self._outputs
+        if self.seeds is None:
+            await outputs.take(channel, rows, choices)
+        else:
+            outputs.position += len(rows)
+        if not self._answered and outputs.position >= p.reserve + p.fresh // 2:
+            await self._answer(channel)
+            self._answered = True
 
     async def _begin(self, channel: Channel) -> None:
-        p = self._parameters
-        if self._iteration == 0:
+        p, outputs = self._parameters, self._outputs
+        if outputs.iteration == 0:
             await self._inbox.drain(channel)
-            self._reserve = np.empty((p.reserve, 2), np.uint64)
+            outputs.reserve = np.empty((p.reserve, 2), np.uint64)
             done = 0
             for n in _first_chunks(p):
-                self._reserve[done : done + n] = await self._bootstrap(channel, n)
+                outputs.reserve[done : done + n] = await self._bootstrap(channel, n)
                 done += n
             await self._ask(channel)
             await self._answer(channel)
-        await self._turn(channel)
-        self._table = self._reserve[: p.dimension]
-        self._code_keys = self._key(b"code")
-        self._iteration += 1
-        reserve = np.empty((p.reserve, 2), np.uint64)
-        await self._expand(channel, 0, reserve, np.empty(p.reserve // 64, np.uint64))
-        self._reserve = reserve
-        self._position = p.reserve
+        trees = await self._opened(channel)
+        await outputs.begin(channel, trees)
+        if self.seeds is not None:
+            if self.seeds.table is None:
+                self.seeds.iteration, self.seeds.position = outputs.iteration - 1, outputs.position
+                self.seeds.table = outputs.table
+            self.seeds.trees.append(trees)
         self._answered = False
         await self._ask(channel)
-
-    def _key(self, purpose: bytes) -> Words:
-        """Round keys, public, for one purpose in one iteration."""
-        digest = hashlib.sha256(self._seed + self._iteration.to_bytes(8, "little") + purpose).digest()
-        round_keys: Words = expand_key(np.frombuffer(digest[:16], np.uint8))
-        return round_keys
 
     @property
     def _for_points(self) -> Words:
         """The COTs for the next iteration's single-point OTs."""
         p = self._parameters
-        return self._reserve[p.dimension : p.dimension + p.points]
+        return self._outputs.reserve[p.dimension : p.dimension + p.points]
 
 
 class Sender(_End):
@@ -231,11 +325,10 @@ class Sender(_End):
     def __init__(
         self, cot: extension.Sender, session_key: bytes, direction: int, parameters: Parameters, inbox: Inbox
     ) -> None:
-        super().__init__(session_key, direction, parameters, inbox)
         self.delta: Words = cot.delta | _BIT_0
+        super().__init__(SenderOutputs(session_key, direction, parameters, self.delta), inbox)
         self._cot = cot
         self._choices: Expected[spcot.Choices]
-        self._trees: spcot.Sender
         self._next_trees: spcot.Sender
 
     async def extend(self, channel: Channel, n: int) -> Words:
@@ -251,17 +344,12 @@ class Sender(_End):
         self._choices = self._inbox.expect(spcot.Choices, b=spcot.choices_shape(p.trees, p.depth))
 
     async def _answer(self, channel: Channel) -> None:
-        self._next_trees = spcot.Sender(self._key(b"trees"), self.delta, self._parameters.trees, channel.prg)
+        self._next_trees = spcot.Sender(self._outputs.key(b"trees"), self.delta, self._parameters.trees, channel.prg)
         choices = await self._inbox.open(channel, self._choices)
         await channel.send(await channel.compute(self._next_trees.sums, self._for_points, choices))
 
-    async def _turn(self, channel: Channel) -> None:
-        self._trees = self._next_trees
-
-    async def _expand(self, channel: Channel, first: int, rows: Words, choices: Words) -> None:
-        trees, depth = self._trees, self._parameters.depth
-        code = self._code_keys, self._table
-        await channel.compute(ferret.sender_rows, trees.round_keys, trees.roots, self.delta, depth, *code, first, rows)
+    async def _opened(self, channel: Channel) -> Trees:
+        return self._next_trees.seeds()
 
 
 class Receiver(_End):
@@ -272,10 +360,9 @@ class Receiver(_End):
     def __init__(
         self, cot: extension.Receiver, session_key: bytes, direction: int, parameters: Parameters, inbox: Inbox
     ) -> None:
-        super().__init__(session_key, direction, parameters, inbox)
+        super().__init__(ReceiverOutputs(session_key, direction, parameters), inbox)
         self._cot = cot
         self._sums: Expected[spcot.Sums]
-        self._trees: spcot.Receiver
         self._next_trees: spcot.Receiver
 
     async def extend(self, channel: Channel, n: int) -> tuple[Words, Words]:
@@ -292,23 +379,16 @@ class Receiver(_End):
 
     async def _ask(self, channel: Channel) -> None:
         p = self._parameters
-        self._next_trees = spcot.Receiver(self._key(b"trees"), p.trees, p.depth, channel.prg)
+        self._next_trees = spcot.Receiver(self._outputs.key(b"trees"), p.trees, p.depth, channel.prg)
         await channel.send(self._next_trees.choices(self._for_points[:, 0]))
 
     async def _answer(self, channel: Channel) -> None:
         p = self._parameters
         self._sums = self._inbox.expect(spcot.Sums, c=spcot.sums_shape(p.trees, p.depth))
 
-    async def _turn(self, channel: Channel) -> None:
-        self._trees = self._next_trees
-        self._trees.open(self._for_points, await self._inbox.open(channel, self._sums))
-
-    async def _expand(self, channel: Channel, first: int, rows: Words, choices: Words) -> None:
-        trees = self._trees
-        code = self._code_keys, self._table
-        await channel.compute(
-            ferret.receiver_rows, trees.round_keys, trees.points, trees.siblings, *code, first, rows, choices
-        )
+    async def _opened(self, channel: Channel) -> Trees:
+        self._next_trees.open(self._for_points, await self._inbox.open(channel, self._sums))
+        return self._next_trees.seeds()
 
 
 def _whole(n: int) -> int:

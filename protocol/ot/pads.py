@@ -39,16 +39,19 @@ Words = npt.NDArray[np.uint64]
 
 
 class HashKeys:
-    """The hash keys and tweaks of one direction, each given out once. ``direction`` is the OT sender's number."""
+    """The hash keys and tweaks of one direction, each given out once. ``direction`` is the OT sender's number.
 
-    def __init__(self, session_key: bytes, direction: int) -> None:
+    ``next``: the first tweak to be given out.
+    """
+
+    def __init__(self, session_key: bytes, direction: int, next: int = 0) -> None:
         self._seed = b"mpcd/ot/hash-key/1" + session_key + bytes([direction])
-        self._next = 0
+        self.next = next
 
     def take(self, rows: int) -> tuple[Words, int]:
         """Round keys, and the first of ``rows`` tweaks, for one chunk."""
-        tweak = self._next
-        self._next += rows
+        tweak = self.next
+        self.next += rows
         key = hashlib.sha256(self._seed + tweak.to_bytes(8, "little")).digest()[:16]
         return expand_key(np.frombuffer(key, np.uint8)), tweak
 

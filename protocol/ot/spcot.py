@@ -30,6 +30,8 @@ batch of trees, so that C = count h < 2^15.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import numpy.typing as npt
 
@@ -64,6 +66,21 @@ def sums_shape(count: int, depth: int) -> tuple[int, int]:
     return count * depth, 2
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class SenderSeeds:
+    """What Sender's leaves are grown from: uint64 (count, 2)."""
+
+    roots: Words
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ReceiverSeeds:
+    """What Receiver's are: uint64 (count,), below 2^h, and uint64 (count, h, 2)."""
+
+    points: Words
+    siblings: Words
+
+
 class Sender:
     """Holds the roots. ``round_keys``: of H, for these trees alone. The leaves are kernels/half_tree.py's ``grow``."""
 
@@ -71,6 +88,9 @@ class Sender:
         self.round_keys = round_keys
         self.roots = prg.words(2 * count).reshape(count, 2)
         self._delta = delta
+
+    def seeds(self) -> SenderSeeds:
+        return SenderSeeds(self.roots)
 
     def sums(self, q: Words, msg: Choices) -> Sums:
         """Step 2. q: uint64 (count * h, 2)."""
@@ -89,6 +109,9 @@ class Receiver:
         self.round_keys = round_keys
         self.points = prg.uniform((count,), depth)
         self.siblings = np.empty((count, depth, 2), np.uint64)
+
+    def seeds(self) -> ReceiverSeeds:
+        return ReceiverSeeds(self.points, self.siblings)
 
     def choices(self, r: Words) -> Choices:
         """Step 1. r: uint64 (count * h,), of which bit 0 counts."""

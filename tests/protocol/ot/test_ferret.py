@@ -161,10 +161,10 @@ def test_messages_hide_the_choices() -> None:
 def test_directions_have_codes_of_their_own() -> None:
     """Another direction, session or iteration: another key for every purpose."""
     ends = Ends(SMALL), Ends(SMALL, direction=1)
-    keys = {end.sender._key(purpose).tobytes() for end in ends for purpose in (b"code", b"trees")}
+    keys = {end.sender._outputs.key(purpose).tobytes() for end in ends for purpose in (b"code", b"trees")}
     for end in ends:
         end.run((64,))
-    keys |= {end.sender._key(purpose).tobytes() for end in ends for purpose in (b"code", b"trees")}
+    keys |= {end.sender._outputs.key(purpose).tobytes() for end in ends for purpose in (b"code", b"trees")}
     assert len(keys) == 8
 
 
