@@ -18,6 +18,7 @@ from mpcd.daemon.library import Library
 from mpcd.daemon.network.identity import Identity
 from mpcd.daemon.network.peers import Peers
 from mpcd.daemon.offline.ledger import Ledger
+from mpcd.daemon.offline.recovery import recover
 from mpcd.daemon.offline.store import UnitStore
 from mpcd.daemon.sessions import approval
 from mpcd.daemon.sessions.records import Records
@@ -56,9 +57,7 @@ class Context:
         """Open the state folder; what a crash left half-made is burnt and removed here."""
         ledger = Ledger(paths.state / "ledger.sqlite")
         store = UnitStore(paths.state / "units")
-        ledger.burn_unfinished()
-        ledger.burn([u for u in ledger.all_ready() if not store.complete(u)], "its files are missing")
-        store.sweep(ledger.all_ready())
+        recover(ledger, store)
         threads = config.limits.threads or os.cpu_count() or 1
         return cls(
             paths=paths,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 from mpcd.daemon.catalogue import is_digest
@@ -46,22 +47,22 @@ class Agreement:
         answer = await self._context.net.call(
             peer, "units.sync", {"model": stock.model, "network": stock.network, "ready": ready}
         )
-        theirs = set(unit_ids(answer.get("ready")))
-        await self._burn([unit for unit in ready if unit not in theirs])
-        return [unit for unit in ready if unit in theirs]
+        common, alone = compare(ready, unit_ids(answer.get("ready")))
+        await self._burn(alone)
+        return common
 
     async def _serve_sync(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
         model, network = params.get("model"), params.get("network")
         if not is_digest(model) or not is_digest(network):
             raise ProtocolViolation("units.sync names no model")
-        theirs = set(unit_ids(params.get("ready")))
+        theirs = unit_ids(params.get("ready"))
         if str(model) not in await aside(self._own_models):
             # Only the model owner follows the other's list: were it the data owner, a vendor could burn all its units.
             raise NotFound("this daemon has no model of that commitment")
         stock = Stock(self._context.peers.get(peer).fingerprint, str(model), str(network))
-        ready = await aside(self._context.ledger.ready_units, stock)
-        await self._burn([unit for unit in ready if unit not in theirs])
-        return {"ready": [unit for unit in ready if unit in theirs]}
+        common, alone = compare(await aside(self._context.ledger.ready_units, stock), theirs)
+        await self._burn(alone)
+        return {"ready": common}
 
     def _own_models(self) -> set[str]:
         return {model.commitment for model in self._context.library.models()}
@@ -70,6 +71,12 @@ class Agreement:
         if units:
             burnt = await aside(self._context.ledger.burn, units, "only one side had it")
             await aside(self._context.store.remove, burnt)
+
+
+def compare(ours: Sequence[bytes], theirs: Sequence[bytes]) -> tuple[list[bytes], list[bytes]]:
+    """Both ends decide by this: what both have ready, in our order, and what only we have, to be burnt."""
+    known = set(theirs)
+    return [unit for unit in ours if unit in known], [unit for unit in ours if unit not in known]
 
 
 def unit_ids(value: object, most: int = MAX_UNITS) -> list[bytes]:
