@@ -11,7 +11,10 @@ import mpcd.daemon
 import mpcd.kernels
 import mpcd.protocol
 
-PROTOCOL_VERSION = 1  # of everything two daemons say to each other; raised with every change of it
+# Of everything two daemons say to each other, raised with every change of it: the newest version that this daemon
+# speaks, and the oldest. Two daemons take the highest that both speak (daemon/network/greeting.py).
+PROTOCOL_VERSION = 1
+OLDEST_PROTOCOL = 1
 
 
 @functools.cache

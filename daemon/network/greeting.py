@@ -7,7 +7,9 @@
 3. Acceptor: welcome, or the error. For a job's data, only once the job has asked for it there.
 4. Dialer, for a job's data: still here. It may have given up while it waited for step 3.
 
-The maps may grow fields; ``protocol`` stays where it is in all versions, so that a mismatch can be told as such.
+The maps may grow fields. ``protocol`` (the oldest version that the speaker speaks) and ``newest`` stay where they are
+in all versions, so that two daemons find the highest that both speak, or tell whose operator must upgrade. A daemon
+that says no ``newest`` speaks that one version only.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from mpcd.daemon.config import NAME
 from mpcd.daemon.errors import MpcdError, PeerError, ProtocolViolation, VersionMismatch
 from mpcd.daemon.network.identity import Identity
 from mpcd.daemon.network.transport import Connection
-from mpcd.daemon.version import PROTOCOL_VERSION, software_digest, software_version
+from mpcd.daemon.version import OLDEST_PROTOCOL, PROTOCOL_VERSION, software_digest, software_version
 from mpcd.protocol.wire import Frame
 
 HEADER = b"greeting"
@@ -38,7 +40,8 @@ class Hello:
 
     name: str
     instance: str
-    protocol: int = PROTOCOL_VERSION
+    protocol: int = OLDEST_PROTOCOL
+    newest: int = PROTOCOL_VERSION
     software: str = dataclasses.field(default_factory=software_version)
     digest: str = dataclasses.field(default_factory=software_digest)
     purpose: str = CONTROL
@@ -50,8 +53,8 @@ class Hello:
         """Raises ProtocolViolation; fields of later versions are passed over."""
         known: dict[str, Any] = {}
         for field in dataclasses.fields(cls):
-            kind = {"protocol": int, "job": bytes}.get(field.name, str)
-            value: Any = fields.get(field.name)
+            kind = {"protocol": int, "newest": int, "job": bytes}.get(field.name, str)
+            value: Any = fields.get(field.name, fields.get("protocol") if field.name == "newest" else None)
             if type(value) is not kind or (kind is not int and len(fields[field.name]) > 64):
                 raise ProtocolViolation(f"the peer's greeting has no usable {field.name!r}")
             known[field.name] = value
@@ -66,19 +69,33 @@ class Hello:
             raise ProtocolViolation("the peer's greeting is malformed")
         return hello
 
+    @property
+    def agreed(self) -> int:
+        """The protocol version that we and this peer speak to each other."""
+        return min(self.newest, PROTOCOL_VERSION)
 
-def check_version(theirs: int, peer: str, software: str = "") -> None:
-    """Raises VersionMismatch that says who must upgrade."""
-    if theirs == PROTOCOL_VERSION:
+
+def check_version(fields: dict[str, Any], peer: str) -> None:
+    """Raises VersionMismatch that says who must upgrade to what, unless there is a version that both speak."""
+    oldest, newest = fields.get("protocol"), fields.get("newest", fields.get("protocol"))
+    if type(oldest) is not int or type(newest) is not int or newest < oldest:
+        raise ProtocolViolation("the peer's greeting has no protocol version")
+    if oldest <= PROTOCOL_VERSION and newest >= OLDEST_PROTOCOL:
         return
-    older, hint = ("this daemon", "upgrade mpcd on this side")
-    if theirs < PROTOCOL_VERSION:
-        older, hint = (peer, f"ask {peer} to upgrade mpcd")
+    if newest < OLDEST_PROTOCOL:
+        older, whose, needed = peer, f"ask {peer} to upgrade mpcd", OLDEST_PROTOCOL
+    else:
+        older, whose, needed = "this daemon", "upgrade mpcd on this side", oldest
+    software = printable(fields.get("software"), 40)
     raise VersionMismatch(
-        f"{peer} speaks protocol version {theirs}{f' (mpcd {software})' if software else ''}, this daemon version"
-        f" {PROTOCOL_VERSION} (mpcd {software_version()}): {older} must be upgraded",
-        hint,
+        f"{peer} speaks {_versions(oldest, newest)}{f' (mpcd {software})' if software else ''}, this daemon"
+        f" {_versions(OLDEST_PROTOCOL, PROTOCOL_VERSION)} (mpcd {software_version()}): {older} must be upgraded",
+        f"{whose}, to one that speaks protocol version {needed} or later",
     )
+
+
+def _versions(oldest: int, newest: int) -> str:
+    return f"protocol version {newest}" if oldest == newest else f"protocol versions {oldest} to {newest}"
 
 
 def error_from(fields: Any) -> PeerError:
@@ -116,11 +133,10 @@ async def _recv(connection: Connection) -> dict[str, Any]:
 async def dialer(connection: Connection, mine: Hello, peer: str) -> Hello:
     """Steps 1 and 2. Raises VersionMismatch after telling the peer our version as well."""
     fields = await _recv(connection)
-    theirs = fields.get("protocol")
+    if fields.get("welcome") is False:  # a certificate that TLS let pass, but that is no peer's there
+        raise error_from(fields.get("error"))
     await _send(connection, dataclasses.asdict(mine))
-    if type(theirs) is not int:
-        raise ProtocolViolation("the peer's greeting has no protocol version")
-    check_version(theirs, peer, printable(fields.get("software"), 40))
+    check_version(fields, peer)
     return Hello.parse(fields)
 
 
@@ -138,10 +154,7 @@ async def acceptor(connection: Connection, mine: Hello, peer: str) -> Hello:
     }  # fmt: skip
     await _send(connection, known)
     fields = await _recv(connection)
-    theirs = fields.get("protocol")
-    if type(theirs) is not int:
-        raise ProtocolViolation("the peer's greeting has no protocol version")
-    check_version(theirs, peer, printable(fields.get("software"), 40))
+    check_version(fields, peer)
     return Hello.parse(fields)
 
 

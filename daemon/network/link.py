@@ -216,6 +216,13 @@ class PeerNetwork:
         theirs = link.theirs
         return PeerStatus(True, link.dialled, address, link.since, theirs.software, theirs.digest, "", "", "")
 
+    def protocol(self, peer: str) -> int:
+        """The protocol version that this daemon and the peer speak. Raises PeerUnreachable while there is no link."""
+        state = self._state(peer)
+        if state.link is None:
+            raise self._unreachable(state)
+        return state.link.theirs.agreed
+
     def strangers(self) -> tuple[Stranger, ...]:
         """Who knocked lately, the last one last."""
         return tuple(self._strangers)

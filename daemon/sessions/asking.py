@@ -42,7 +42,7 @@ class Asking:
         if estimate_only:
             return None, estimate
         self.check_room(estimate)
-        terms = Terms.of(model, images, reveal, dataset.commitment)
+        terms = Terms.of(model, images, reveal, dataset.commitment, context.net.protocol(peer))
         own = {
             "dataset": dataset_name,
             "findings": list(model.network.findings),

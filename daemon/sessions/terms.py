@@ -9,7 +9,7 @@ from typing import Any
 from mpcd.daemon.errors import Mismatch, ProtocolViolation
 from mpcd.daemon.library import Model, ring_text
 from mpcd.daemon.network.greeting import printable
-from mpcd.daemon.version import PROTOCOL_VERSION
+from mpcd.daemon.version import OLDEST_PROTOCOL, PROTOCOL_VERSION
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -27,8 +27,8 @@ class Terms:
     protocol: int
 
     @classmethod
-    def of(cls, model: Model, images: int, reveal: str, dataset_commitment: str) -> Terms:
-        """Of a run of ``model`` as it is now."""
+    def of(cls, model: Model, images: int, reveal: str, dataset_commitment: str, protocol: int) -> Terms:
+        """Of a run of ``model`` as it is now, in the protocol version that both parties speak."""
         return cls(
             model=model.name,
             images=images,
@@ -38,7 +38,7 @@ class Terms:
             network_digest=model.network.digest,
             recipe_digest=model.recipe.digest,
             ring=ring_text(model.ring),
-            protocol=PROTOCOL_VERSION,
+            protocol=protocol,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -52,8 +52,14 @@ class Terms:
                 raise Mismatch.of(field.name.replace("_", " "), a, b)
 
     def check_model(self, model: Model) -> None:
-        """Raise Mismatch unless ``model`` is still the one that was agreed."""
-        now = Terms.of(model, self.images, self.reveal, self.dataset_commitment)
+        """Raise Mismatch unless ``model`` is still the one that was agreed, and we still speak the version agreed."""
+        if not OLDEST_PROTOCOL <= self.protocol <= PROTOCOL_VERSION:
+            spoken = f"{OLDEST_PROTOCOL} to {PROTOCOL_VERSION}"
+            raise Mismatch(
+                f"the session was agreed in protocol version {self.protocol}, this daemon speaks {spoken}",
+                "start a new session",
+            )
+        now = Terms.of(model, self.images, self.reveal, self.dataset_commitment, self.protocol)
         self.check_same(now)
 
 

@@ -86,7 +86,7 @@ class Client:
 
 
 def config(name: str, port: int = 0, in_flight: str | int = "auto", **limits: Any) -> Config:
-    listen = Listen("127.0.0.1", port) if name == VENDOR else Listen("", 0)
+    listen = Listen(host="127.0.0.1", port=port) if name == VENDOR else Listen(host="", port=0)
     return Config(
         name=name,
         listen=listen,

@@ -674,10 +674,12 @@ def test_acceptor_refuses_another_version_and_says_who_must_upgrade(run, sides, 
 
     async def main():
         async with up(b):
-            first, verdict = await greet_by_hand(a, b, hello(a, protocol=version))
-            assert first["protocol"] == greeting.PROTOCOL_VERSION
+            first, verdict = await greet_by_hand(a, b, hello(a, protocol=version, newest=version))
+            assert (first["protocol"], first["newest"]) == (greeting.OLDEST_PROTOCOL, greeting.PROTOCOL_VERSION)
             assert verdict["error"]["code"] == "version_mismatch"
             assert who in verdict["error"]["message"]
+            before_ranges = {key: value for key, value in hello(a, protocol=version).items() if key != "newest"}
+            assert (await greet_by_hand(a, b, before_ranges))[1] == verdict
             assert not b.net.connected("alpha")
 
     run(main())
@@ -687,7 +689,7 @@ def test_acceptor_refuses_another_version_and_says_who_must_upgrade(run, sides, 
 def test_dialer_refuses_another_version_and_says_who_must_upgrade(run, sides, monkeypatch, version, who):
     a, b = sides
     meet(a, b, "a")
-    monkeypatch.setattr(b.net, "_hello", lambda *args: greeting.Hello("beta", "x", protocol=version))
+    monkeypatch.setattr(b.net, "_hello", lambda *args: greeting.Hello("beta", "x", version, version))
 
     async def main():
         async with up(a, b):
@@ -710,6 +712,9 @@ def test_dialer_refuses_another_version_and_says_who_must_upgrade(run, sides, mo
         {"protocol": "1"},
         {"protocol": 1},
         {"protocol": 1, "name": 5},
+        {"newest": "1"},
+        {"newest": 0},
+        {"newest": True},
         {"purpose": "other"},
         {"purpose": "channel"},
         {"purpose": "channel", "job": b"short"},

@@ -274,7 +274,7 @@ def test_a_budget_is_not_raced(run, tmp_path, monkeypatch):
             policy = f'[[allow]]\npeer = "{HOSPITAL}"\nmodel = "{MODEL}"\nmax_images = 4\nbudget = 9\n'
             (vendor.context.paths.state / "policy.toml").write_text(policy)
             model = await hospital.offline._catalogue.get(VENDOR, MODEL)
-            terms = Terms.of(model, 4, "scores", "d" * 64).as_dict()
+            terms = Terms.of(model, 4, "scores", "d" * 64, 1).as_dict()
             calls = [
                 hospital.net.call(VENDOR, "session.propose", {"session": f"{i:032x}", "terms": terms, "software": "x"})
                 for i in range(serving.MOST_PROPOSED + 10)
