@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
-from mpcd.daemon import log
+from mpcd.daemon import log, state
 from mpcd.daemon.catalogue import Catalogue
 from mpcd.daemon.config import Config, Paths
 from mpcd.daemon.context import Context
@@ -29,6 +29,7 @@ class Daemon:
     """Runs between ``start`` and ``stop``. The caller holds the state folder's lock."""
 
     def __init__(self, paths: Paths, config: Config) -> None:
+        state.upgrade(paths.state)
         identity = Identity.load_or_create(paths.state, config.name)
         peers = Peers(paths.state / PEERS_FILE, identity.fingerprint)
         self.context = Context.open(paths, config, identity, peers)
