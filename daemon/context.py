@@ -17,6 +17,7 @@ from mpcd.daemon.errors import ConfigError
 from mpcd.daemon.library import Library
 from mpcd.daemon.network.identity import Identity
 from mpcd.daemon.network.peers import Peers
+from mpcd.daemon.offline.expansion import Expansion
 from mpcd.daemon.offline.ledger import Ledger
 from mpcd.daemon.offline.recovery import recover
 from mpcd.daemon.offline.store import UnitStore
@@ -43,6 +44,7 @@ class Context:
     peers: Peers
     ledger: Ledger
     store: UnitStore
+    expansion: Expansion
     records: Records
     library: Library
     jobs: Jobs
@@ -66,6 +68,7 @@ class Context:
             peers=peers,
             ledger=ledger,
             store=store,
+            expansion=Expansion(ledger, store, config.offline.ahead),
             records=Records(paths.state / "sessions.sqlite"),
             library=Library(paths.state),
             jobs=Jobs(),
@@ -77,6 +80,7 @@ class Context:
         )
 
     def close(self) -> None:
+        self.expansion.close()
         self.executor.shutdown(wait=True, cancel_futures=True)
         self.ledger.close()
         self.records.close()

@@ -278,20 +278,24 @@ class Api:
 
     async def _offline_make(self, params: Params, job: Job) -> Result:
         peer, name, images = params.text("peer"), params.text("model"), params.count("images")
-        estimate_only = params.flag("estimate_only")
+        estimate_only, store = params.flag("estimate_only"), params.optional_text("store")
         params.end()
+        if store not in (None, "expanded", "compact"):
+            raise BadInput(f"units cannot be kept {store!r}", "expanded or compact")
         context = self._context
         context.peers.get(peer)
         if context.library.has_model(name):
+            if store is not None:
+                raise BadInput("the data owner's daemon drives and has its own setting", "set [offline] store here")
             model = await aside(context.library.model, name)
             return await self._offline.ask(peer, model, images, estimate_only, job)
         model = await self._catalogue.get(peer, name)
         if estimate_only:
-            return {"estimate": dataclasses.asdict(await self._offline.estimate(peer, model, images))}
+            return {"estimate": dataclasses.asdict(await self._offline.estimate(peer, model, images, None, store))}
         job.peer, job.model = peer, name
         context.jobs.running.add(job)
         try:
-            return await self._offline.make(peer, model, images, job)
+            return await self._offline.make(peer, model, images, job, None, store)
         finally:
             context.jobs.running.discard(job)
 

@@ -47,18 +47,19 @@ COSTS: dict[Extension, Cost] = {
     "silent17": Cost(17.0, 0.092, ferret.SETS["2^17"].fresh),
     "silent18": Cost(23.5, 0.050, ferret.SETS["2^18"].fresh),
 }
+COMPACT: tuple[Extension, ...] = ("silent17", "silent18")
 PER_BYTE = 1.5  # nanoseconds of TLS and copying a byte at the slower end, not hidden behind computing
 
 
-def choose(speed: Speed) -> Extension:
-    """The extension with the least time a COT on such a link."""
+def choose(speed: Speed, compact: bool = False) -> Extension:
+    """The extension with the least time a COT on such a link. ``compact``: one whose seeds are small."""
 
     def nanoseconds(extension: Extension) -> float:
         cost = COSTS[extension]
         waiting = speed.round_trip * 1e9 / cost.per_round_trip if cost.per_round_trip else 0.0
         return max(cost.nanoseconds + cost.bytes * PER_BYTE, cost.bytes * 1e9 / speed.bytes_per_second, waiting)
 
-    return min(COSTS, key=nanoseconds)
+    return min(COMPACT if compact else COSTS, key=nanoseconds)
 
 
 class LinkSpeed:
@@ -69,12 +70,12 @@ class LinkSpeed:
         self._measured: dict[str, tuple[Speed, float]] = {}
         self.handlers = {"link.probe": self._serve_probe}
 
-    async def extension(self, peer: str) -> Extension:
-        """As configured, or for ``auto`` what suits the link. Raises LinkError, PeerError."""
+    async def extension(self, peer: str, compact: bool = False) -> Extension:
+        """As configured, or for ``auto`` what suits the link, and compact units. Raises LinkError, PeerError."""
         configured = self._context.config.offline.extension
         if configured in EXTENSIONS:
             return configured
-        return choose(await self.measure(peer))
+        return choose(await self.measure(peer), compact)
 
     async def measure(self, peer: str) -> Speed:
         """Over the control link; kept for a while."""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal
 
 import psutil
 
 from mpcd.daemon.errors import NotEnough
 from mpcd.daemon.sessions.records import Records
 from mpcd.protocol import preprocessing
-from mpcd.protocol.channel import DATA_OWNER
 from mpcd.protocol.network import Network
 from mpcd.protocol.ot.correlate import Extension
+
+Store = Literal["expanded", "compact"]
 
 BATCH = 16  # images whose matrix triples share ciphertexts
 
@@ -22,7 +24,11 @@ GIB = 1 << 30
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class JobEstimate:
-    """``offline_*``, disk and ``seconds``: for the missing units; ``online_*``: for all images."""
+    """``offline_*``, disk and ``seconds``: for the missing units; ``online_*``: for all images.
+
+    ``store``: how units are kept here. ``disk_bytes``: so kept; the peer's as if it did the same. ``image_disk_bytes``:
+    of one unit, for either way.
+    """
 
     images: int
     extension: Extension
@@ -31,18 +37,35 @@ class JobEstimate:
     cots: int
     offline_bytes: int
     online_bytes: int
+    store: Store
     disk_bytes: int
     peer_disk_bytes: int
+    image_disk_bytes: dict[Store, int]
+    peer_image_disk_bytes: dict[Store, int]
     memory_bytes: int
     seconds: float
     online_seconds: float
     disk_free_bytes: int
     measured: bool
 
+    def seen_by_peer(self, store: Store, free: int) -> JobEstimate:
+        """The same job at the other party, which keeps its units as ``store`` says."""
+        return dataclasses.replace(
+            self,
+            store=store,
+            disk_bytes=self.missing * self.peer_image_disk_bytes[store],
+            peer_disk_bytes=self.disk_bytes,
+            image_disk_bytes=self.peer_image_disk_bytes,
+            peer_image_disk_bytes=self.image_disk_bytes,
+            disk_free_bytes=free,
+        )
+
     def in_words(self) -> str:
         return (
             f"{self.missing} of {self.images} units to make: about {max(1, round(self.seconds / 60))} min,"
             f" {size(self.offline_bytes)} over the link ({self.extension}), {size(self.disk_bytes)} of disk"
+            f" ({self.store}; an image: {size(self.image_disk_bytes['expanded'])} expanded,"
+            f" {size(self.image_disk_bytes['compact'])} compact)"
         )
 
 
@@ -64,13 +87,15 @@ def estimate(
     records: Records,
     peer: str,
     extension: Extension,
+    store: Store,
 ) -> JobEstimate:
     """For ``images`` images of which ``ready`` units exist. ``peer``: fingerprint, whose measured speed counts."""
     missing = max(0, images - ready)
     offline = preprocessing.estimate(network, missing, BATCH, extension)
     online = preprocessing.estimate(network, images, BATCH)
     offline_rate, online_rate = records.rate(peer, offline_phase(extension)), records.rate(peer, "online")
-    disk = (offline.disk_bytes_model_owner, offline.disk_bytes_data_owner)
+    disk = _disk(offline)[store]
+    one = _disk(preprocessing.estimate(network, 1, BATCH, extension))
     return JobEstimate(
         images=images,
         extension=extension,
@@ -79,8 +104,11 @@ def estimate(
         cots=offline.cots,
         offline_bytes=offline.offline_bytes,
         online_bytes=online.online_bytes,
+        store=store,
         disk_bytes=disk[party],
         peer_disk_bytes=disk[1 - party],
+        image_disk_bytes={way: both[party] for way, both in one.items()},
+        peer_image_disk_bytes={way: both[1 - party] for way, both in one.items()},
         memory_bytes=online.memory_bytes,
         seconds=offline.cots / (offline_rate or GUESS["offline"]),
         online_seconds=online.cots / (online_rate or GUESS["online"]),
@@ -89,9 +117,21 @@ def estimate(
     )
 
 
-def disk_bytes(network: Network, party: int, images: int) -> int:
-    found = preprocessing.estimate(network, images, BATCH)
-    return found.disk_bytes_data_owner if party == DATA_OWNER else found.disk_bytes_model_owner
+def disk_bytes(network: Network, party: int, images: int, extension: Extension, store: Store) -> int:
+    return _disk(preprocessing.estimate(network, images, BATCH, extension))[store][party]
+
+
+def _disk(found: preprocessing.Estimate) -> dict[Store, tuple[int, int]]:
+    """P0's and P1's bytes for either way of keeping units."""
+    return {
+        "expanded": (found.disk_bytes_model_owner, found.disk_bytes_data_owner),
+        "compact": (found.compact_disk_bytes_model_owner, found.compact_disk_bytes_data_owner),
+    }
+
+
+def store_for(wanted: str, extension: Extension) -> Store:
+    """How units made with ``extension`` are kept: compact only where there are seeds."""
+    return "compact" if wanted == "compact" and extension.startswith("silent") else "expanded"
 
 
 def check_disk(needed: int, free: int, reserve_gib: float) -> None:

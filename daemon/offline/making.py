@@ -32,7 +32,7 @@ from mpcd.daemon.network.link_speed import LinkSpeed
 from mpcd.daemon.network.partner import Partner
 from mpcd.daemon.offline import capacity
 from mpcd.daemon.offline.agreement import Agreement, unit_ids
-from mpcd.daemon.offline.capacity import BATCH, JobEstimate
+from mpcd.daemon.offline.capacity import BATCH, JobEstimate, Store
 from mpcd.daemon.offline.store import UnitWriter
 from mpcd.daemon.sessions.records import RUNNING
 from mpcd.protocol import preprocessing
@@ -97,31 +97,47 @@ class Offline:
 
     # Data owner
 
-    async def estimate(self, peer: str, model: Model, images: int, ready: int | None = None) -> JobEstimate:
-        """What ``images`` ready units will take from here on."""
+    async def _choices(self, peer: str, wanted: str | None = None) -> tuple[Extension, Store]:
+        """The extension, and how units are kept: as ``wanted``, else as configured."""
+        wanted = wanted or self._context.config.offline.store
+        extension = await self.link_speed.extension(peer, wanted == "compact")
+        return extension, capacity.store_for(wanted, extension)
+
+    async def estimate(
+        self, peer: str, model: Model, images: int, ready: int | None = None, store: str | None = None
+    ) -> JobEstimate:
+        """What ``images`` ready units will take from here on. ``store``: other than configured."""
         context = self._context
         if ready is None:
             ready = len(await self._agreement.sync(peer, model))
         free = context.store.free_bytes()
         fingerprint = context.peers.get(peer).fingerprint
-        extension = await self.link_speed.extension(peer)
+        choices = await self._choices(peer, store)
         return await aside(
-            capacity.estimate, model.network, DATA_OWNER, images, ready, free, context.records, fingerprint, extension
+            capacity.estimate, model.network, DATA_OWNER, images, ready, free, context.records, fingerprint, *choices
         )
 
-    async def make(self, peer: str, model: Model, images: int, job: Job, session: str | None = None) -> dict[str, Any]:
+    async def make(
+        self,
+        peer: str,
+        model: Model,
+        images: int,
+        job: Job,
+        session: str | None = None,
+        store: str | None = None,
+    ) -> dict[str, Any]:
         """Go on until ``images`` units are ready. Whole batches made before a failure stay.
 
         Returns the control API's result of offline.make.
         """
         ready = await self._agreement.sync(peer, model)
-        estimate = await self.estimate(peer, model, images, len(ready))
+        estimate = await self.estimate(peer, model, images, len(ready), store)
         self._check(model, estimate)
         job.report("offline", 0, 1000, estimate.in_words())
         began, made, moved = time.monotonic(), 0, 0
         while made < estimate.missing:
             count = min(BATCH, estimate.missing - made)
-            moved += await self.make_batch(peer, model, count, job, session, made, estimate.missing)
+            moved += await self.make_batch(peer, model, count, job, session, made, estimate.missing, store)
             made += count
         return {
             "estimate": dataclasses.asdict(estimate),
@@ -138,15 +154,23 @@ class Offline:
         capacity.check_memory(estimate.memory_bytes, limits.memory_gib)
 
     async def make_batch(
-        self, peer: str, model: Model, count: int, job: Job, session: str | None, before: int, total: int
+        self,
+        peer: str,
+        model: Model,
+        count: int,
+        job: Job,
+        session: str | None,
+        before: int,
+        total: int,
+        store: str | None = None,
     ) -> int:
         """One batch; its bytes on the wire. ``before`` of ``total``: for the progress shown."""
         context, stock = self._context, self._agreement.stock(peer, model)
         async with context.jobs.processor(job):
             began = time.monotonic()
-            need = await aside(capacity.disk_bytes, model.network, DATA_OWNER, count)
+            extension, kept = await self._choices(peer, store)
+            need = await aside(capacity.disk_bytes, model.network, DATA_OWNER, count, extension, kept)
             capacity.check_disk(need, context.store.free_bytes(), context.config.limits.disk_reserve_gib)
-            extension = await self.link_speed.extension(peer)
             batch = os.urandom(16)
             units = [os.urandom(16) for _ in range(count)]
             writers: list[UnitWriter] = []
@@ -169,7 +193,9 @@ class Offline:
                     "extension": extension,
                 }
                 await context.net.call(peer, "offline.begin", wanted, timeout=OPEN_TIMEOUT)
-                moved = await self._run(DATA_OWNER, peer, model, None, batch, units, writers, job, progress, extension)
+                moved = await self._run(
+                    DATA_OWNER, peer, model, None, batch, units, writers, job, progress, extension, kept
+                )
                 async with self._agreement.lock(peer):
                     await aside(_finish, writers)
                     await aside(context.ledger.ready, units, _size(writers))
@@ -207,18 +233,22 @@ class Offline:
         job: Job,
         progress: Callable[[int, int], None],
         extension: Extension,
+        kept: Store,
     ) -> int:
         """The protocol of one batch into ``writers``; bytes both ways."""
         context = self._context
         plan = await aside(preprocessing.plan, model.network)
         seeds = [os.urandom(16) for _ in units]
         for unit, seed in zip(units, seeds, strict=True):
-            writers.append(await aside(context.store.writer, unit, party, seed, plan))
+            writers.append(await aside(context.store.writer, unit, party, seed, plan, kept == "compact"))
         connection = await context.net.open_channel(peer, batch, OPEN_TIMEOUT)
         try:
             await context.kernels.wait(job)
             channel = Channel(party, batch)
-            work = preprocessing.make_units(channel, model.network, numbers, seeds, writers, progress, extension)
+            seed_sinks = writers if kept == "compact" else None
+            work = preprocessing.make_units(
+                channel, model.network, numbers, seeds, writers, progress, extension, seed_sinks
+            )
             await driver.drive(work, connection, context.executor)
             return connection.bytes_sent + connection.bytes_received
         finally:
@@ -258,11 +288,10 @@ class Offline:
                 f" the model owner's policy keeps {context.policy.max_units}",
                 "use them first, or have the model owner raise [offline] max_units in its policy.toml",
             )
-        estimate = await aside(preprocessing.estimate, model.network, len(units), BATCH)
-        capacity.check_memory(estimate.memory_bytes, context.config.limits.memory_gib)
-        capacity.check_disk(
-            estimate.disk_bytes_model_owner, context.store.free_bytes(), context.config.limits.disk_reserve_gib
-        )
+        capacity.check_memory(preprocessing.memory_bytes(model.network), context.config.limits.memory_gib)
+        kept = capacity.store_for(context.config.offline.store, extension)
+        need = await aside(capacity.disk_bytes, model.network, MODEL_OWNER, len(units), extension, kept)
+        capacity.check_disk(need, context.store.free_bytes(), context.config.limits.disk_reserve_gib)
         if params.get("session") and self._in_session(peer, params["session"]):
             await aside(context.records.move, params["session"], "offline")
         await aside(context.ledger.begin, stock, batch, units)
@@ -296,6 +325,7 @@ class Offline:
         began = time.monotonic()
 
         async def half() -> int:
+            kept = capacity.store_for(context.config.offline.store, extension)
             with context.jobs.job(peer, model.name) as job:
 
                 def progress(done: int, of: int) -> None:
@@ -303,7 +333,7 @@ class Offline:
 
                 numbers = await aside(context.library.numbers, model.name)
                 moved = await self._run(
-                    MODEL_OWNER, peer, model, numbers, batch, units, writers, job, progress, extension
+                    MODEL_OWNER, peer, model, numbers, batch, units, writers, job, progress, extension, kept
                 )
                 await aside(_finish, writers)
             try:
@@ -331,6 +361,18 @@ class Offline:
         await asyncio.shield(batch.task)
         return {}
 
+    def _seen_from_here(self, result: object) -> dict[str, Any]:
+        """The data owner's result of ``make``, checked."""
+        if not isinstance(result, dict):
+            raise ProtocolViolation("the peer's result is malformed")
+        numbers = {name: value for name, value in result.items() if name != "estimate"}
+        if not all(type(value) in (int, float) for value in numbers.values()):
+            raise ProtocolViolation("the peer's result is malformed")
+        estimate = _from_peer(result.get("estimate"))
+        store = capacity.store_for(self._context.config.offline.store, estimate.extension)
+        seen = estimate.seen_by_peer(store, self._context.store.free_bytes())
+        return {**numbers, "estimate": dataclasses.asdict(seen)}
+
     def _batch_of(self, peer: str, params: dict[str, Any]) -> _Batch:
         batch = self._batches.get(params.get("job", b"")) if isinstance(params.get("job"), bytes) else None
         if batch is None or batch.peer != peer:
@@ -347,7 +389,7 @@ class Offline:
             while True:
                 answer = await call(peer, "offline.progress", {"request": request})
                 if "result" in answer:
-                    return _from_here(answer["result"], self._context.store.free_bytes())
+                    return self._seen_from_here(answer["result"])
                 if "error" in answer:
                     error = error_from(answer["error"])
                     raise PeerError(error.code, f"at {peer}: {error.message}", error.hint, error.exit_status)
@@ -454,17 +496,20 @@ def _size(writers: Sequence[UnitWriter]) -> int:
     return writers[0].bytes_written
 
 
-def _from_here(result: object, free: int) -> dict[str, Any]:
-    """The data owner's answer, its types checked, with the disks' roles exchanged."""
-    given = result.get("estimate") if isinstance(result, dict) else None
-    names = {field.name for field in dataclasses.fields(JobEstimate)}
-    if not isinstance(result, dict) or not isinstance(given, dict) or set(given) != names:
+def _from_peer(given: object) -> JobEstimate:
+    """The data owner's estimate, its types checked."""
+    kinds = {field.name: field.type for field in dataclasses.fields(JobEstimate)}
+    if not isinstance(given, dict) or set(given) != set(kinds):
         raise ProtocolViolation("the peer's estimate is malformed")
-    numbers = [value for name, value in given.items() if name != "extension"]
-    numbers += [value for name, value in result.items() if name != "estimate"]
-    if not all(type(value) in (int, float, bool) for value in numbers) or given["extension"] not in EXTENSIONS:
+    ways = [given[name] for name, kind in kinds.items() if kind == "dict[Store, int]"]
+    if any(not isinstance(both, dict) or set(both) != {"expanded", "compact"} for both in ways):
         raise ProtocolViolation("the peer's estimate is malformed")
-    estimate = dict(given)
-    estimate["disk_bytes"], estimate["peer_disk_bytes"] = estimate["peer_disk_bytes"], estimate["disk_bytes"]
-    estimate["disk_free_bytes"] = free
-    return {**result, "estimate": estimate}
+    numbers = [given[name] for name, kind in kinds.items() if kind in ("int", "float", "bool")]
+    numbers += [value for both in ways for value in both.values()]
+    if (
+        not all(type(value) in (int, float, bool) for value in numbers)
+        or given["extension"] not in EXTENSIONS
+        or given["store"] not in ("expanded", "compact")
+    ):
+        raise ProtocolViolation("the peer's estimate is malformed")
+    return JobEstimate(**given)

@@ -1,18 +1,10 @@
-"""A unit's correlations on disk: bit-packed, written once, read once.
+"""A unit's correlations on disk: written once, read once.
 
-``units/<id>/matrix.bin`` holds the matrix triples in the plan's order, ``units/<id>/pads.bin`` everything that came
-from oblivious transfer. A file is a header (magic, unit id; matrix.bin: this party's 16-byte mask seed) and sections:
-
-    u32 length of the need | need (msgpack) | payload, whole 8-byte words | 8 bytes of the payload's SHA-256
-
-The checksum finds damage, not malice. It is SHA-256 because that looks nothing up by the pads' bits, as CRC-32 does.
-
-Payload of n entries, each part packed to its own width and padded to 8 bytes:
-
-    leaf OT, sender      n pads of 2 * 2^block bits          receiver    n of block + 2 bits (choice, then pad)
-    bit triples          a, b, b2, c, c2: n bits each
-    strings, sender      m0, m1: n of ``bits`` bits each     receiver    choices: n bits; m: n of ``bits`` bits
-    matrix triple, P0    nothing (s comes from the seed)     P1          r, c at ``bits`` bits
+``units/<id>/matrix.bin`` holds the matrix triples in the plan's order. Everything that comes from oblivious transfer is
+in ``pads.bin``, or in a compact unit its seeds in ``seeds.bin``: a fifth of the space and less (docs/ledger.md). Each
+party keeps its units as it likes. ``expand`` turns seeds into pads ahead of their use; a unit opened before that is
+expanded while it is read. A file is a header (magic, unit id; matrix.bin: this party's 16-byte mask seed) and sections
+(section.py).
 
 A reader needs the ledger's proof that the unit is spent for this very use, and unlinks the files as soon as they are
 open: nothing is left to read a second time, not even after a crash.
@@ -21,52 +13,26 @@ open: nothing is left to read a second time, not even after a crash.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import errno
-import hashlib
-import math
 import os
 import shutil
 import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import msgpack
-import numpy as np
-import numpy.typing as npt
-
 from mpcd.daemon.errors import NotEnough
+from mpcd.daemon.offline import section
 from mpcd.daemon.offline.ledger import LedgerError, Spent
-from mpcd.kernels import bits
-from mpcd.protocol import matrix_triple
-from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER
-from mpcd.protocol.correlations import (
-    AndNeed,
-    AndTriples,
-    CorrelationError,
-    LeafNeed,
-    LeafReceiver,
-    LeafSender,
-    MatrixClient,
-    MatrixNeed,
-    MatrixServer,
-    Need,
-    StringNeed,
-    StringReceiver,
-    StringSender,
-)
-
-Words = npt.NDArray[np.uint64]
+from mpcd.protocol.correlations import CorrelationError, MatrixNeed, Need
+from mpcd.protocol.ot import compact
 
 _MAGIC = b"mpcdunt2"
 _HEADER = struct.Struct("<8s16s16s")
-_LENGTH = struct.Struct("<I")
-_CHECKSUM = 8
-_CHUNK = 1 << 20  # entries packed at a time; a multiple of 64, so that chunks end on a word
-FILES = ("matrix.bin", "pads.bin")
+_MATRIX, _PADS, _SEEDS = "matrix.bin", "pads.bin", "seeds.bin"
+_EXPANDING = "pads.new"
 
 
 class UnitStore:
@@ -74,21 +40,78 @@ class UnitStore:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        self._lock = threading.Lock()  # between a unit's being opened and its files' taking another form
+        self._expanding = threading.Lock()
+        self._expanded: bytes | None = None  # the unit in whose place seeds are being expanded
         root.mkdir(mode=0o700, parents=True, exist_ok=True)
 
-    def writer(self, unit: bytes, party: int, seed: bytes, plan: Sequence[Need]) -> UnitWriter:
-        return UnitWriter(self.root / unit.hex(), unit, party, seed, plan)
+    def writer(self, unit: bytes, party: int, seed: bytes, plan: Sequence[Need], compact: bool = False) -> UnitWriter:
+        return UnitWriter(self.root / unit.hex(), unit, party, seed, plan, compact)
 
     def open(self, spent: Spent, party: int) -> UnitReader:
-        """Raises LedgerError unless ``spent`` is the ledger's own proof and has not been used to open before."""
-        return UnitReader(self.root / spent.unit.hex(), spent, party)
+        """Raises LedgerError unless ``spent`` is the ledger's own proof and has not been used to open before.
+
+        Waits for a unit that is being expanded just now: nearer than beginning anew.
+        """
+        if self._expanded == spent.unit:
+            with self._expanding:
+                pass
+        with self._lock:
+            return UnitReader(self.root / spent.unit.hex(), spent, party)
 
     def complete(self, unit: bytes) -> bool:
-        return all((self.root / unit.hex() / name).is_file() for name in FILES)
+        folder = self.root / unit.hex()
+        return (folder / _MATRIX).is_file() and any((folder / name).is_file() for name in (_PADS, _SEEDS))
+
+    def is_compact(self, unit: bytes) -> bool:
+        folder = self.root / unit.hex()
+        return (folder / _SEEDS).is_file() and not (folder / _PADS).is_file()
+
+    def expand(self, unit: bytes, party: int, given_up: Callable[[], bool]) -> bool:
+        """Put pads in the place of seeds; whether that was done. Not when the unit is used or removed meanwhile.
+
+        A crash in between leaves the seeds as they were. Raises NotEnough when the disk is full.
+        """
+        with self._expanding:
+            self._expanded = unit
+            try:
+                return self._expand(unit, party, given_up)
+            finally:
+                self._expanded = None
+
+    def _expand(self, unit: bytes, party: int, given_up: Callable[[], bool]) -> bool:
+        folder = self.root / unit.hex()
+        try:
+            with open(folder / _SEEDS, "rb") as source:
+                _header(source, unit)
+                kept, needs = section.read_seeds(source)
+            with self._lock:
+                file = open(folder / _EXPANDING, "wb", opener=_private)  # noqa: SIM115
+        except FileNotFoundError:
+            return False
+        try:
+            with file, _naming_full_disk(folder):
+                file.write(_HEADER.pack(_MAGIC, unit, bytes(16)))
+                for need, correlation in zip(needs, compact.expand(party, kept, needs), strict=True):
+                    if given_up() or not os.fstat(file.fileno()).st_nlink:
+                        return False
+                    section.write(file, need, correlation, party)
+                file.flush()
+                os.fsync(file.fileno())
+            with self._lock:
+                os.rename(folder / _EXPANDING, folder / _PADS)
+                _sync_folder(folder)
+                os.unlink(folder / _SEEDS)
+        except FileNotFoundError:
+            return False
+        finally:
+            (folder / _EXPANDING).unlink(missing_ok=True)
+        return True
 
     def remove(self, units: Sequence[bytes]) -> None:
         for unit in units:
-            shutil.rmtree(self.root / unit.hex(), ignore_errors=True)
+            with self._lock:
+                shutil.rmtree(self.root / unit.hex(), ignore_errors=True)
 
     def sweep(self, keep: Sequence[bytes]) -> int:
         """Remove every unit but these; the number removed."""
@@ -105,43 +128,58 @@ class UnitStore:
 
 
 class UnitWriter:
-    """Takes one unit's correlations as they are made: matrix triples first, then the others, in the plan's order."""
+    """Takes one unit's correlations as they are made: matrix triples first, then the others, in the plan's order.
 
-    def __init__(self, folder: Path, unit: bytes, party: int, seed: bytes, plan: Sequence[Need]) -> None:
+    A ``compact`` one takes ``put_seeds`` in the place of the others.
+    """
+
+    def __init__(self, folder: Path, unit: bytes, party: int, seed: bytes, plan: Sequence[Need], compact: bool) -> None:
         if len(unit) != 16 or len(seed) != 16:
             raise ValueError("a unit's id and seed have 16 bytes each")
         self._party = party
+        self._others: list[Need] = [need for need in plan if not isinstance(need, MatrixNeed)]
         self._expected: list[Need] = [need for need in plan if isinstance(need, MatrixNeed)]
-        self._expected += [need for need in plan if not isinstance(need, MatrixNeed)]
+        self._matrices = len(self._expected)
+        self._expected += self._others
         self._next = 0
         self._lock = threading.Lock()
         self._folder = folder
+        self._compact = compact
         self.bytes_written = 0
         folder.mkdir(mode=0o700)
         self._files: list[BinaryIO] = []
-        for name, own_seed in zip(FILES, (seed, bytes(16)), strict=True):
+        for name, own_seed in ((_MATRIX, seed), (_SEEDS if compact else _PADS, bytes(16))):
             self._files.append(open(folder / name, "xb", opener=_private))  # noqa: SIM115
             self._files[-1].write(_HEADER.pack(_MAGIC, unit, own_seed))
 
     def put(self, need: Need, correlation: Any) -> None:
         """Raises CorrelationError when ``need`` is not what comes next, NotEnough when the disk is full."""
         with self._lock:
-            if not self._files:
-                raise CorrelationError("this unit was given up")
-            if self._next >= len(self._expected) or self._expected[self._next] != need:
+            self._check_open()
+            matrix = isinstance(need, MatrixNeed)
+            if (
+                self._next >= len(self._expected)
+                or self._expected[self._next] != need
+                or (self._compact and not matrix)
+            ):
                 raise CorrelationError(f"{need} is not what the plan has at place {self._next}")
-            file = self._files[not isinstance(need, MatrixNeed)]
             with _naming_full_disk(self._folder):
-                described = _describe(need)
-                file.write(_LENGTH.pack(len(described)) + described)
-                checksum = hashlib.sha256()
-                for words in _encode(need, correlation, self._party):
-                    data = words.view(np.uint8).data
-                    checksum.update(data)
-                    file.write(data)
-                    self.bytes_written += len(data)
-                file.write(checksum.digest()[:_CHECKSUM])
+                self.bytes_written += section.write(self._files[not matrix], need, correlation, self._party)
             self._next += 1
+
+    def put_seeds(self, kept: compact.Kept) -> None:
+        """Raises CorrelationError unless a compact unit has all its matrix triples, NotEnough when the disk is full."""
+        with self._lock:
+            self._check_open()
+            if not self._compact or self._next != self._matrices:
+                raise CorrelationError("seeds are not what comes next")
+            with _naming_full_disk(self._folder):
+                self.bytes_written += section.write_seeds(self._files[1], kept, self._others)
+            self._next = len(self._expected)
+
+    def _check_open(self) -> None:
+        if not self._files:
+            raise CorrelationError("this unit was given up")
 
     def finish(self) -> None:
         """On the disk when this returns. Raises CorrelationError when the unit lacks something."""
@@ -174,25 +212,29 @@ class UnitReader:
         if not isinstance(spent, Spent):
             raise LedgerError("a unit is read only with the ledger's proof that it is spent")
         spent.open()
-        self._party = party
         self._lock = threading.Lock()
         self._files: list[BinaryIO] = []
         self._thread = ThreadPoolExecutor(1, "unit")
+        others = _PADS if (folder / _PADS).is_file() else _SEEDS
         try:
-            headers = []
-            for name in FILES:
+            seeds = []
+            for name in (_MATRIX, others):
                 self._files.append(open(folder / name, "rb"))  # noqa: SIM115
-                headers.append(_HEADER.unpack(_exactly(self._files[-1], _HEADER.size)))
+                seeds.append(_header(self._files[-1], spent.unit))
         except OSError as error:
             self.close()
             raise CorrelationError(f"unit {spent.unit.hex()} cannot be read: {error.strerror}") from error
+        except CorrelationError:
+            self.close()
+            raise
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        if any(header[:2] != (_MAGIC, spent.unit) for header in headers):
-            self.close()
-            raise CorrelationError(f"the files of unit {spent.unit.hex()} belong to another unit")
-        self._seed: bytes = headers[0][2]
-        self._ahead = [self._thread.submit(self._read, file) for file in self._files]
+        matrix, other = self._files
+        self._next = [
+            _sections(matrix, party, seeds[0]),
+            _sections(other, party, bytes(16)) if others == _PADS else _expanded(other, party),
+        ]
+        self._ahead = [self._thread.submit(next, each, (None, None)) for each in self._next]
 
     def take(self, need: Need) -> Any:
         """The next correlation. Raises CorrelationError when it is not ``need`` or does not have its checksum."""
@@ -205,7 +247,7 @@ class UnitReader:
                 raise CorrelationError(f"{need} was asked for, the unit has no more")
             if found != need:
                 raise CorrelationError(f"{need} was asked for, the unit has {found}")
-            self._ahead[which] = self._thread.submit(self._read, self._files[which])
+            self._ahead[which] = self._thread.submit(next, self._next[which], (None, None))
         return correlation
 
     def close(self) -> None:
@@ -215,119 +257,24 @@ class UnitReader:
                 file.close()
             self._files = []
 
-    def _read(self, file: BinaryIO) -> tuple[Need | None, Any]:
-        """The file's next section, unpacked; None at its end."""
-        head = file.read(_LENGTH.size)
-        if len(head) < _LENGTH.size:
-            return None, None
-        need = _need(_exactly(file, _LENGTH.unpack(head)[0]))
-        parts = [np.frombuffer(_exactly(file, 8 * size), np.uint64) for size in _part_words(need, self._party)]
-        checksum = hashlib.sha256()
-        for part in parts:
-            checksum.update(part.view(np.uint8).data)
-        if _exactly(file, _CHECKSUM) != checksum.digest()[:_CHECKSUM]:
-            raise CorrelationError(f"{need}: the unit's file is damaged")
-        return need, self._decode(need, parts)
 
-    def _decode(self, need: Need, parts: list[Words]) -> Any:
-        match need:
-            case LeafNeed(block, n) if self._party == MODEL_OWNER:
-                return LeafSender(_unpack(parts[0], 2 << block, n, np.uint32))
-            case LeafNeed(block, n):
-                both = _unpack(parts[0], block + 2, n, np.uint8)
-                return LeafReceiver(both & np.uint8((1 << block) - 1), both >> np.uint8(block))
-            case AndNeed():
-                return AndTriples(*parts)
-            case StringNeed(width, n, sender) if self._party == sender:
-                return StringSender(*(bits.unpack_ring(part, width, n) for part in parts))
-            case StringNeed(width, n):
-                return StringReceiver(parts[0], bits.unpack_ring(parts[1], width, n))
-            case MatrixNeed(op, width, _, shape) if self._party == MODEL_OWNER:
-                return MatrixServer(matrix_triple.mask(self._seed, op, shape, width))
-            case MatrixNeed(_, width, in_shape, out_shape):
-                r, c = (
-                    bits.unpack_ring(part, width, math.prod(shape)).reshape(shape)
-                    for part, shape in zip(parts, (in_shape, out_shape), strict=True)
-                )
-                return MatrixClient(r, c)
+def _header(file: BinaryIO, unit: bytes) -> bytes:
+    """The mask seed in a file's header. Raises CorrelationError unless the file is this unit's."""
+    magic, found, seed = _HEADER.unpack(section.exactly(file, _HEADER.size))
+    if (magic, found) != (_MAGIC, unit):
+        raise CorrelationError(f"the files of unit {unit.hex()} belong to another unit")
+    return bytes(seed)
 
 
-def _describe(need: Need) -> bytes:
-    return bytes(msgpack.packb([type(need).__name__, *dataclasses.astuple(need)]))
+def _sections(file: BinaryIO, party: int, seed: bytes) -> Iterator[tuple[Need | None, Any]]:
+    while (found := section.read(file, party, seed))[0] is not None:
+        yield found
 
 
-def _need(described: bytes) -> Need:
-    """The inverse of _describe. Raises CorrelationError."""
-    try:
-        name, *fields = msgpack.unpackb(described, use_list=False)
-        return {kind.__name__: kind for kind in (LeafNeed, AndNeed, StringNeed, MatrixNeed)}[name](*fields)
-    except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
-        raise CorrelationError("a unit's file is damaged: no such correlation") from error
-
-
-def _words(n: int, width: int) -> int:
-    return (n * width + 63) // 64
-
-
-def _part_words(need: Need, party: int) -> list[int]:
-    """Words of each part of a section's payload."""
-    match need:
-        case LeafNeed(block, n):
-            return [_words(n, 2 << block if party == MODEL_OWNER else block + 2)]
-        case AndNeed(n):
-            return [_words(n, 1)] * 5
-        case StringNeed(width, n, sender):
-            return [_words(n, width if party == sender else 1), _words(n, width)]
-        case MatrixNeed(_, width, in_shape, out_shape):
-            return [_words(math.prod(shape), width) for shape in (in_shape, out_shape)] if party == DATA_OWNER else []
-
-
-def _encode(need: Need, correlation: Any, party: int) -> Iterator[Words]:
-    """The section's payload, piece by piece; the pieces of a part join on word boundaries."""
-    match need:
-        case LeafNeed(block, n) if party == MODEL_OWNER:
-            yield from _pack(_checked(correlation.pads, n), 2 << block)
-        case LeafNeed(block, n):
-            both = _checked(correlation.choices, n) | (_checked(correlation.pads, n) << np.uint8(block))
-            yield from _pack(both, block + 2)
-        case AndNeed(n):
-            for part in (correlation.a, correlation.b, correlation.b2, correlation.c, correlation.c2):
-                yield _checked(part, _words(n, 1))
-        case StringNeed(width, n, sender) if party == sender:
-            yield from _pack(_checked(correlation.m0, n), width)
-            yield from _pack(_checked(correlation.m1, n), width)
-        case StringNeed(width, n):
-            yield _checked(correlation.choices, _words(n, 1))
-            yield from _pack(_checked(correlation.m, n), width)
-        case MatrixNeed(_, width, in_shape, out_shape) if party == DATA_OWNER:
-            for part, shape in ((correlation.r, in_shape), (correlation.c, out_shape)):
-                yield from _pack(_checked(np.ascontiguousarray(part).reshape(-1), math.prod(shape)), width)
-
-
-def _checked(x: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
-    if x.shape != (n,):
-        raise CorrelationError(f"a correlation has {x.shape} entries where {n} were asked for")
-    return np.ascontiguousarray(x)
-
-
-def _pack(x: npt.NDArray[Any], width: int) -> Iterator[Words]:
-    for start in range(0, len(x), _CHUNK):
-        yield bits.pack_ring(x[start : start + _CHUNK].astype(np.uint64), width)
-
-
-def _unpack(words: Words, width: int, n: int, dtype: Any) -> npt.NDArray[Any]:
-    """As ``dtype``, chunk by chunk: eight bytes an entry would be too much at once."""
-    out = np.empty(n, dtype)
-    for start in range(0, n, _CHUNK):
-        count = min(_CHUNK, n - start)
-        out[start : start + count] = bits.unpack_ring(words[start * width // 64 :], width, count)
-    return out
-
-
-def _exactly(file: BinaryIO, size: int) -> bytes:
-    if size > os.fstat(file.fileno()).st_size - file.tell():
-        raise CorrelationError("a unit's file is truncated")
-    return file.read(size)
+def _expanded(file: BinaryIO, party: int) -> Iterator[tuple[Need | None, Any]]:
+    """What a compact unit's seeds grow into, one need at a time."""
+    kept, needs = section.read_seeds(file)
+    yield from zip(needs, compact.expand(party, kept, needs), strict=True)
 
 
 def _private(path: str, flags: int) -> int:

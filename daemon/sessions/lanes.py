@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
+import time
 from collections import deque
 
 import numpy as np
@@ -32,11 +33,14 @@ from mpcd.protocol.channel import DATA_OWNER
 class Turn:
     """The data owner's images of one session between taking the processor and giving it back."""
 
-    def __init__(self, session: Session, model: Model, dataset: Dataset, missing: deque[int], job: Job) -> None:
+    def __init__(
+        self, session: Session, model: Model, dataset: Dataset, missing: deque[int], job: Job, until: float
+    ) -> None:
         self.id, self.peer = session.id, session.peer
         self.model = model
         self.missing = missing
         self.job = job
+        self.until = until  # of the monotonic clock: no image begins after it
         self.flight = Flight(job, session.done, session.terms.images)
         self.begun = 0
         self.landed = 0
@@ -83,7 +87,7 @@ class Lanes:
         return flight.fitting(wanted, model.network, self._context.config.limits)
 
     async def run(self, turn: Turn, width: int, careful: bool) -> None:
-        """Images, ``width`` of them in flight: until none is missing, units run out, or another job waits.
+        """Images, ``width`` of them in flight: until none is missing, units or time run out, or another job waits.
 
         ``careful``: one image alone before there are several. When one fails, the others end; then its error is raised.
         """
@@ -104,7 +108,7 @@ class Lanes:
         if place:
             await turn.proven.wait()
         while turn.missing and not turn.short and turn.error is None:
-            if turn.begun >= width and self._context.jobs.contended:
+            if time.monotonic() >= turn.until or (turn.begun >= width and self._context.jobs.contended):
                 break
             turn.begun += 1
             number = turn.missing.popleft()
@@ -149,6 +153,7 @@ class Lanes:
                 except BaseException:
                     await aside(remove_spent, context, units[0])
                     raise
+            context.expansion.ahead(stock, DATA_OWNER)
             reader = await aside(context.store.open, spent, DATA_OWNER)
             return await self._infer(peer, unit_job, turn.model.network, None, reader, image, turn.job, progress, keep)
 

@@ -244,6 +244,7 @@ class Serving:
             finally:
                 await aside(remove_spent, context, unit)
             spent.set_result(None)
+            context.expansion.ahead(self._agreement.stock(session.peer, model), MODEL_OWNER)
             try:
                 numbers = await self._numbers_of(model)
                 half = self._infer(

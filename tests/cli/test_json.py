@@ -18,6 +18,9 @@ COST = {"offline_bytes", "online_bytes", "disk_bytes", "peer_disk_bytes", "cots"
 FLOODING = {"flooding_bits_coefficient", "flooding_bits_image"}
 ESTIMATE = COST | {
     "extension",
+    "store",
+    "image_disk_bytes",
+    "peer_image_disk_bytes",
     "ready",
     "missing",
     "images",

@@ -20,20 +20,41 @@ def records(tmp_path):
 
 
 def test_only_what_is_missing_is_made(records):
-    some = capacity.estimate(NETWORK, 1, 5, 2, 10**9, records, PEER, "iknp")
+    some = capacity.estimate(NETWORK, 1, 5, 2, 10**9, records, PEER, "iknp", "expanded")
     assert (some.images, some.ready, some.missing, some.measured) == (5, 2, 3, False)
-    all_ready = capacity.estimate(NETWORK, 1, 5, 7, 10**9, records, PEER, "iknp")
+    all_ready = capacity.estimate(NETWORK, 1, 5, 7, 10**9, records, PEER, "iknp", "expanded")
     assert (all_ready.missing, all_ready.offline_bytes, all_ready.disk_bytes, all_ready.seconds) == (0, 0, 0, 0)
     assert all_ready.online_bytes == some.online_bytes > 0
-    mirrored = capacity.estimate(NETWORK, 0, 5, 2, 10**9, records, PEER, "iknp")
+    mirrored = capacity.estimate(NETWORK, 0, 5, 2, 10**9, records, PEER, "iknp", "expanded")
     assert (mirrored.disk_bytes, mirrored.peer_disk_bytes) == (some.peer_disk_bytes, some.disk_bytes)
-    assert capacity.disk_bytes(NETWORK, 1, 3) == some.disk_bytes
+    assert capacity.disk_bytes(NETWORK, 1, 3, "iknp", "expanded") == some.disk_bytes
+
+
+def test_either_way_of_keeping_units(records):
+    made = {
+        way: capacity.estimate(NETWORK, 1, 3, 0, 10**9, records, PEER, "silent17", way)
+        for way in ("expanded", "compact")
+    }
+    for way, estimate in made.items():
+        assert estimate.disk_bytes == pytest.approx(3 * estimate.image_disk_bytes[way], rel=0.01)
+        assert estimate.disk_bytes == capacity.disk_bytes(NETWORK, 1, 3, "silent17", way)
+        assert f"({way};" in estimate.in_words()
+    assert made["expanded"].image_disk_bytes == made["compact"].image_disk_bytes
+    there = made["expanded"].seen_by_peer("compact", 7)
+    assert (there.store, there.disk_free_bytes) == ("compact", 7)
+    assert there.disk_bytes == 3 * made["compact"].peer_image_disk_bytes["compact"]
+    assert there.peer_disk_bytes == made["expanded"].disk_bytes
+
+
+def test_compact_only_where_there_are_seeds():
+    assert capacity.store_for("compact", "silent") == "compact"
+    assert capacity.store_for("compact", "iknp") == capacity.store_for("expanded", "silent") == "expanded"
 
 
 def test_measured_speed(records):
-    guess = capacity.estimate(NETWORK, 1, 5, 0, 10**9, records, PEER, "iknp")
+    guess = capacity.estimate(NETWORK, 1, 5, 0, 10**9, records, PEER, "iknp", "expanded")
     records.learn_rate(PEER, capacity.offline_phase("iknp"), capacity.GUESS["offline"] / 10)
-    slower = capacity.estimate(NETWORK, 1, 5, 0, 10**9, records, PEER, "iknp")
+    slower = capacity.estimate(NETWORK, 1, 5, 0, 10**9, records, PEER, "iknp", "expanded")
     assert slower.seconds == pytest.approx(10 * guess.seconds)
     assert slower.measured
     assert "5 of 5 units to make" in slower.in_words()

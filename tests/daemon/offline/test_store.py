@@ -1,18 +1,23 @@
 """Units on disk: what goes in comes out, once, in order, for the stated use only."""
 
 import errno
+import functools
 import os
 import stat
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
 
 from mpcd.daemon.errors import NotEnough
+from mpcd.daemon.offline.expansion import Expansion
 from mpcd.daemon.offline.ledger import Ledger, LedgerError, Stock
 from mpcd.daemon.offline.store import UnitReader, UnitStore
-from mpcd.protocol import matrix_triple
+from mpcd.protocol import lockstep, matrix_triple
+from mpcd.protocol.channel import Channel
 from mpcd.protocol.correlations import (
     AndNeed,
     AndTriples,
@@ -27,6 +32,7 @@ from mpcd.protocol.correlations import (
     StringReceiver,
     StringSender,
 )
+from mpcd.protocol.ot import compact, correlate
 
 STOCK = Stock("peer", "model", "network")
 UNIT = bytes(range(16))
@@ -270,6 +276,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import numpy as np
+from mpcd.daemon.offline.expansion import Expansion
 from mpcd.daemon.offline.ledger import Ledger, Stock
 from mpcd.daemon.offline.store import UnitStore
 from mpcd.protocol.correlations import AndNeed, AndTriples
@@ -313,3 +320,131 @@ def test_killed_between_any_two_steps(tmp_path, step):
     assert not list(store.root.iterdir())
     assert ledger.reuse_count() == 0
     ledger.close()
+
+
+# Compact units
+
+_OT_NEEDS = (LeafNeed(4, 3000), AndNeed(129), StringNeed(17, 64, 1), StringNeed(33, 65, 0))
+
+
+@functools.cache
+def kept_units():
+    """(seeds, correlations made at once) of both parties, from one run of the protocol."""
+
+    async def party_run(party):
+        channel = Channel(party, bytes(16))
+        ots = await correlate.set_up(channel, "silent")
+        return await compact.keep(channel, ots, _OT_NEEDS, lambda need: None)
+
+    run = lockstep.run(party_run(0), party_run(1))
+    return [(kept, list(compact.expand(party, kept, _OT_NEEDS))) for party, kept in enumerate(run.results)]
+
+
+def write_compact(store, ledger, party, unit=UNIT):
+    matrix = correlation(MATRIX, party, np.random.default_rng())
+    ledger.begin(STOCK, b"b" * 16, [unit])
+    writer = store.writer(unit, party, SEED, (MATRIX, *_OT_NEEDS), compact=True)
+    with pytest.raises(CorrelationError, match="not what comes next"):
+        writer.put_seeds(kept_units()[party][0])
+    writer.put(MATRIX, matrix)
+    with pytest.raises(CorrelationError, match="not what the plan has"):
+        writer.put(_OT_NEEDS[0], kept_units()[party][1][0])
+    writer.put_seeds(kept_units()[party][0])
+    writer.finish()
+    ledger.ready([unit], writer.bytes_written)
+
+
+def read_all(store, ledger, party, unit=UNIT):
+    reader = store.open(ledger.spend(unit, "s", 0), party)
+    reader.take(MATRIX)
+    for need, want in zip(_OT_NEEDS, kept_units()[party][1], strict=True):
+        got = reader.take(need)
+        for name in want.__dataclass_fields__:
+            np.testing.assert_array_equal(getattr(got, name), getattr(want, name))
+    with pytest.raises(CorrelationError, match="no more"):
+        reader.take(AndNeed(1))
+    reader.close()
+
+
+@pytest.mark.parametrize("party", [0, 1])
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_compact_unit_gives_the_same(store, ledger, party, ahead):
+    write_compact(store, ledger, party)
+    assert store.complete(UNIT)
+    assert store.is_compact(UNIT)
+    if ahead:
+        assert store.expand(UNIT, party, lambda: False)
+        assert store.complete(UNIT)
+        assert not store.is_compact(UNIT)
+        assert {f.name for f in (store.root / UNIT.hex()).iterdir()} == {"matrix.bin", "pads.bin"}
+        assert not store.expand(UNIT, party, lambda: False), "there are no seeds any more"
+    read_all(store, ledger, party)
+    assert not (store.root / UNIT.hex()).exists()
+
+
+def test_expansion_that_is_given_up_changes_nothing(store, ledger):
+    write_compact(store, ledger, 0)
+    assert not store.expand(UNIT, 0, lambda: True)
+    assert {f.name for f in (store.root / UNIT.hex()).iterdir()} == {"matrix.bin", "seeds.bin"}
+    (store.root / UNIT.hex() / "pads.new").write_bytes(b"what a crash left")
+    assert store.complete(UNIT)
+    assert store.expand(UNIT, 0, lambda: False)
+    read_all(store, ledger, 0)
+
+
+def test_a_unit_used_while_it_is_expanded(store, ledger):
+    """Opened in the middle: the reader waits and finds pads. Removed in the middle: nothing is left."""
+    write_compact(store, ledger, 0)
+    begun = threading.Event()
+
+    def never():
+        begun.set()
+        return False
+
+    expanding = threading.Thread(target=store.expand, args=(UNIT, 0, never))
+    expanding.start()
+    begun.wait()
+    read_all(store, ledger, 0)
+    expanding.join()
+    assert not (store.root / UNIT.hex()).exists()
+
+    other = b"o" * 16
+    write_compact(store, ledger, 0, other)
+
+    def remove():
+        store.remove([other])
+        return False
+
+    assert not store.expand(other, 0, remove)
+    assert not (store.root / other.hex()).exists()
+
+
+def test_damaged_seeds(store, ledger):
+    write_compact(store, ledger, 1)
+    path = store.root / UNIT.hex() / "seeds.bin"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorrelationError, match="damaged"):
+        store.expand(UNIT, 1, lambda: False)
+    reader = store.open(ledger.spend(UNIT, "s", 0), 1)
+    with pytest.raises(CorrelationError, match="damaged"):
+        reader.take(_OT_NEEDS[0])
+    reader.close()
+
+
+def test_units_are_expanded_ahead(store, ledger):
+    units = [bytes([n]) * 16 for n in range(3)]
+    for unit in units:
+        write_compact(store, ledger, 1, unit)
+    expansion = Expansion(ledger, store, 2)
+    expansion.ahead(STOCK, 1)
+    expansion.ahead(STOCK, 1)
+    deadline = time.monotonic() + 60
+    while sum(store.is_compact(unit) for unit in units) > 1 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    expansion.close()
+    expansion.ahead(STOCK, 1)
+    assert [store.is_compact(unit) for unit in ledger.ready_units(STOCK)] == [False, False, True]
+    for unit in units:
+        read_all(store, ledger, 1, unit)
