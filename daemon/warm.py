@@ -72,8 +72,8 @@ class Kernels:
     async def run(self) -> None:
         """Compile; a failure costs only time, later: it is logged."""
         began = time.monotonic()
-        mark = await asyncio.to_thread(_mark)
-        if mark is not None and mark.exists():
+        done = await asyncio.to_thread(_mark)
+        if done is not None and done.exists():
             self.done = STEPS
             self.ready.set()
             return
@@ -196,30 +196,32 @@ def compile_kernels() -> None:
 
 
 def _mark() -> Path | None:
-    """A file in the cache that says: this software's kernels are there for this processor."""
     folder = os.environ.get("NUMBA_CACHE_DIR")
-    if not folder:
-        return None
+    return mark(Path(folder)) if folder else None
+
+
+def mark(folder: Path) -> Path | None:
+    """A file in this cache that says: this software's kernels are there for this processor."""
     with contextlib.suppress(OSError):
         flags = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith(("flags", "Feat"))]
         versions = [software_digest(), sys.version, importlib.metadata.version("numba"), *flags[:1]]
-        return Path(folder) / f"warm-{hashlib.sha256(repr(versions).encode()).hexdigest()[:32]}"
+        return folder / f"warm-{hashlib.sha256(repr(versions).encode()).hexdigest()[:32]}"
     return None
 
 
 def main() -> None:
-    mark = _mark()
+    done = _mark()
     with contextlib.ExitStack() as stack:
-        if mark is not None:
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            lock = stack.enter_context(open(mark.parent / "warm.lock", "w"))
+        if done is not None:
+            done.parent.mkdir(parents=True, exist_ok=True)
+            lock = stack.enter_context(open(done.parent / "warm.lock", "w"))
             fcntl.flock(lock, fcntl.LOCK_EX)
         try:
             compile_kernels()
         except BrokenPipeError:  # the daemon was killed; the next one goes on
             os._exit(1)
-        if mark is not None:
-            mark.touch()
+        if done is not None:
+            done.touch()
 
 
 if __name__ == "__main__":
