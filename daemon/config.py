@@ -350,7 +350,9 @@ def _check_network(config: Config, where: str) -> None:
     """What no setting shows by itself."""
     listen, tls, proxy = config.listen, config.tls, config.proxy
     if config.advertise and not listen.enabled:
-        raise ConfigError(f"{where}: advertise = {config.advertise!r}, but listen.enabled is false: nobody could dial it")
+        raise ConfigError(
+            f"{where}: advertise = {config.advertise!r}, but listen.enabled is false: nobody could dial it"
+        )
     if 0 < config.limits.bandwidth_mbit_s < 0.5:
         raise ConfigError(f"{where}: limits.bandwidth_mbit_s is not allowed: 0 (no limit), or at least 0.5")
     needed = ("ca_file", "certificate", "key") if tls.mode == "ca" else ()

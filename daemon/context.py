@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
+import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -11,17 +13,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mpcd.daemon import log
+from mpcd.daemon.audit.audit import Audit
+from mpcd.daemon.audit.journal import Journal
 from mpcd.daemon.config import Config, Paths
 from mpcd.daemon.control.jobs import Jobs
 from mpcd.daemon.errors import ConfigError
 from mpcd.daemon.library import Library
-from mpcd.daemon.network.identity import Identity
+from mpcd.daemon.network.keys import Keys
 from mpcd.daemon.network.peers import Peers
 from mpcd.daemon.offline.expansion import Expansion
 from mpcd.daemon.offline.ledger import Ledger
 from mpcd.daemon.offline.recovery import recover
 from mpcd.daemon.offline.store import UnitStore
-from mpcd.daemon.sessions import approval
+from mpcd.daemon.operations.meters import Meters
+from mpcd.daemon.sessions import policy
 from mpcd.daemon.sessions.records import Records
 from mpcd.daemon.version import software_digest
 from mpcd.daemon.warm import Kernels
@@ -40,24 +45,28 @@ class Context:
 
     paths: Paths
     config: Config
-    identity: Identity
+    identity: Keys
     peers: Peers
     ledger: Ledger
     store: UnitStore
     expansion: Expansion
     records: Records
+    audit: Audit
     library: Library
     jobs: Jobs
     kernels: Kernels
     executor: ThreadPoolExecutor
     software: str
     threads: int
+    meters: Meters = dataclasses.field(default_factory=Meters)
     net: PeerNetwork = dataclasses.field(init=False)
 
     @classmethod
-    def open(cls, paths: Paths, config: Config, identity: Identity, peers: Peers) -> Context:
+    def open(cls, paths: Paths, config: Config, identity: Keys, peers: Peers) -> Context:
         """Open the state folder; what a crash left half-made is burnt and removed here."""
-        ledger = Ledger(paths.state / "ledger.sqlite")
+        audit = Audit(Journal(paths.state / "audit"), peers)
+        audit.started(identity.fingerprint)
+        ledger = Ledger(paths.state / "ledger.sqlite", audit.units)
         store = UnitStore(paths.state / "units")
         recover(ledger, store)
         threads = config.limits.threads or os.cpu_count() or 1
@@ -69,7 +78,8 @@ class Context:
             ledger=ledger,
             store=store,
             expansion=Expansion(ledger, store, config.offline.ahead),
-            records=Records(paths.state / "sessions.sqlite"),
+            records=Records(paths.state / "sessions.sqlite", audit),
+            audit=audit,
             library=Library(paths.state),
             jobs=Jobs(),
             kernels=Kernels(),
@@ -84,15 +94,18 @@ class Context:
         self.executor.shutdown(wait=True, cancel_futures=True)
         self.ledger.close()
         self.records.close()
+        self.audit.stopped(self.identity.fingerprint)
+        self.audit.close()
 
     @property
-    def policy(self) -> approval.Policy:
-        """Read anew each time: an edit counts from the next decision on. A mistake in it allows nothing unasked."""
+    def policy(self) -> policy.Policy:
+        """Read anew each time: an edit counts from the next decision on. A mistake in it allows nothing."""
+        self.audit.policy(self.policy_file)
         try:
-            return approval.load(self.policy_file)
+            return policy.load(self.policy_file)
         except ConfigError as error:
-            _log.error("the policy is not used", reason=str(error))
-            return approval.Policy()
+            _log.error("the policy cannot be used", reason=str(error))
+            return policy.unusable(error)
 
     @property
     def policy_file(self) -> Path:
@@ -100,8 +113,12 @@ class Context:
 
 
 async def aside(function: Callable[..., R], *args: Any) -> R:
-    """Run what waits for the disk in a thread, to its end even if the caller is cancelled meanwhile."""
-    future = asyncio.get_running_loop().run_in_executor(None, function, *args)
+    """Run what waits for the disk in a thread, to its end even if the caller is cancelled meanwhile.
+
+    The thread sees the caller's context variables: who asked (daemon/control/operator.py).
+    """
+    run = contextvars.copy_context().run
+    future = asyncio.get_running_loop().run_in_executor(None, functools.partial(run, function, *args))
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:

@@ -6,7 +6,7 @@ import os
 import secrets
 from pathlib import Path
 
-from mpcd.daemon.errors import MpcdError
+from mpcd.daemon.errors import BadInput, MpcdError
 
 
 class CannotWrite(MpcdError):
@@ -48,3 +48,28 @@ def write_private(path: Path, data: bytes, *, replace: bool = True) -> None:
         raise
     except OSError as error:
         raise CannotWrite.of(path, error) from error
+
+
+def check_secret(path: Path, what: str, hint: str = "") -> None:
+    """Raises BadInput if others than this user may read ``path``, which holds ``what``. Raises OSError.
+
+    A file that another user owns, as systemd's credentials and what a site's PKI installs, may be for a group: its
+    owner chose who is in that.
+    """
+    status = path.stat()
+    allowed = 0o740 if status.st_uid != os.geteuid() else 0o700
+    mode = status.st_mode & 0o777
+    if mode & ~allowed:
+        mend = f"run: chmod 600 {path}" + (f"; {hint}" if hint else "")
+        raise BadInput(f"{path} holds {what} and can be read by others (mode {mode:o})", mend)
+
+
+def make_private(folder: Path) -> list[str]:
+    """Take from others what they may do in ``folder`` and with the files in it; what was open, in words."""
+    found = []
+    for path in (folder, *sorted(path for path in folder.iterdir() if path.is_file() and not path.is_symlink())):
+        status = path.stat()
+        if status.st_mode & 0o077 and status.st_uid == os.geteuid():
+            path.chmod(status.st_mode & 0o700)
+            found.append(f"{path} was open to others (mode {status.st_mode & 0o777:o}); it is closed now")
+    return found

@@ -22,7 +22,6 @@ import msgpack
 
 from mpcd.daemon.config import NAME
 from mpcd.daemon.errors import MpcdError, PeerError, ProtocolViolation, VersionMismatch
-from mpcd.daemon.network.identity import Identity
 from mpcd.daemon.network.transport import Connection
 from mpcd.daemon.version import OLDEST_PROTOCOL, PROTOCOL_VERSION, software_digest, software_version
 from mpcd.protocol.wire import Frame
@@ -130,11 +129,24 @@ async def _recv(connection: Connection) -> dict[str, Any]:
     return fields
 
 
-async def dialer(connection: Connection, mine: Hello, peer: str) -> Hello:
-    """Steps 1 and 2. Raises VersionMismatch after telling the peer our version as well."""
+async def _first(connection: Connection) -> dict[str, Any]:
+    """Step 1 at the dialer."""
     fields = await _recv(connection)
     if fields.get("welcome") is False:  # a certificate that TLS let pass, but that is no peer's there
         raise error_from(fields.get("error"))
+    return fields
+
+
+async def heard(connection: Connection, peer: str) -> Hello:
+    """Step 1 alone: the acceptor knows us and speaks a version that we speak."""
+    fields = await _first(connection)
+    check_version(fields, peer)
+    return Hello.parse(fields)
+
+
+async def dialer(connection: Connection, mine: Hello, peer: str) -> Hello:
+    """Steps 1 and 2. Raises VersionMismatch after telling the peer our version as well."""
+    fields = await _first(connection)
     await _send(connection, dataclasses.asdict(mine))
     check_version(fields, peer)
     return Hello.parse(fields)
@@ -177,5 +189,6 @@ async def refuse(connection: Connection, error: MpcdError) -> None:
     await _send(connection, {"welcome": False, "error": error.for_peer()})
 
 
-def hello_of(identity: Identity, name: str, instance: str, purpose: str, job: bytes = b"") -> Hello:
-    return Hello(name, instance, purpose=purpose, job=job, fingerprint=identity.fingerprint if purpose == KNOCK else "")
+def hello_of(shown: str, name: str, instance: str, purpose: str, job: bytes = b"") -> Hello:
+    """``shown``: our certificate's fingerprint."""
+    return Hello(name, instance, purpose=purpose, job=job, fingerprint=shown if purpose == KNOCK else "")

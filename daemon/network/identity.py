@@ -13,6 +13,7 @@ import dataclasses
 import datetime
 import hashlib
 import os
+import re
 from pathlib import Path
 from typing import Self
 
@@ -25,11 +26,12 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from mpcd.daemon.config import NAME, join_address, split_address
 from mpcd.daemon.errors import BadInput, InviteError
-from mpcd.daemon.files import write_private
+from mpcd.daemon.files import check_secret, write_private
 
 FILE_NAME = "identity.pem"
 PREFIX = "mpcd1:"
 CHECKSUM_BYTES = 6
+CA_NAME = re.compile(r"[A-Za-z0-9:]([A-Za-z0-9.:_-]{0,251}[A-Za-z0-9])?")  # a DNS name or an IP address
 MAX_CERTIFICATE = 4096
 NO_START = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 NO_END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280, 4.1.2.5: no expiration
@@ -53,10 +55,11 @@ class IdentityError(BadInput):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Identity:
-    """``file`` holds the private key and the certificate, PEM, and is the only place where the key is."""
+    """``file`` holds the certificate, PEM, and the private key too unless ``key_file`` does."""
 
     file: Path
     certificate: bytes
+    key_file: Path | None = None
 
     @property
     def fingerprint(self) -> str:
@@ -68,7 +71,7 @@ class Identity:
         file = state / FILE_NAME
         if not file.exists():
             with contextlib.suppress(FileExistsError):  # another process of ours was faster; its identity counts
-                write_private(file, _generate(name), replace=False)
+                write_private(file, generate(name), replace=False)
         return cls.load(file)
 
     @classmethod
@@ -76,14 +79,16 @@ class Identity:
         hint = "restore it from a backup; or remove it, and pair anew with every peer"
         try:
             pem = file.read_bytes()
-            mode = file.stat().st_mode & 0o777
+            check_secret(file, "this daemon's private key", "then `mpcctl key rotate`, if others may have read it")
         except OSError as error:
             raise IdentityError(f"{file} cannot be read: {error.strerror}", hint) from error
-        if mode & 0o077:
-            raise IdentityError(
-                f"{file} holds this daemon's private key and can be read by others (mode {mode:o})",
-                f"run: chmod 600 {file}",
-            )
+        except BadInput as error:
+            raise IdentityError(error.message, error.hint) from error
+        return cls.of_pem(file, pem, hint)
+
+    @classmethod
+    def of_pem(cls, file: Path, pem: bytes, hint: str = "") -> Self:
+        """The identity whose key and certificate ``pem`` holds and ``file`` is to hold."""
         try:
             key = serialization.load_pem_private_key(pem, None)
             certificate = x509.load_pem_x509_certificate(pem)
@@ -96,8 +101,15 @@ class Identity:
     def invite(self, name: str, address: str = "") -> Invite:
         return Invite(name, address, self.certificate)
 
+    def private_key(self) -> Ed25519PrivateKey:
+        """Read anew each time; not kept in memory."""
+        key = serialization.load_pem_private_key(self.file.read_bytes(), None)
+        assert isinstance(key, Ed25519PrivateKey)
+        return key
 
-def _generate(name: str) -> bytes:
+
+def generate(name: str) -> bytes:
+    """A new key and its self-signed certificate, PEM."""
     key = Ed25519PrivateKey.generate()
     # A subject of its own for every certificate: OpenSSL looks trust anchors up by subject.
     subject = x509.Name(
@@ -139,18 +151,25 @@ def _generate(name: str) -> bytes:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Invite:
-    """What a peer needs to pin this daemon: its name, where to dial it ('' for nowhere), its certificate (DER)."""
+    """What a peer needs to know this daemon: its name, where to dial it ('' for nowhere), its certificate (DER).
+
+    A certificate that an authority issued is renewed now and then: then the name in it, ``ca_name``, is there instead.
+    """
 
     name: str
     address: str
     certificate: bytes
+    ca_name: str = ""
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.certificate)
+        return fingerprint(self.certificate) if self.certificate else ""
 
     def __str__(self) -> str:
-        body: bytes = msgpack.packb({"name": self.name, "address": self.address, "certificate": self.certificate})
+        fields = {"name": self.name, "address": self.address, "certificate": self.certificate}
+        if self.ca_name:
+            fields["ca_name"] = self.ca_name
+        body: bytes = msgpack.packb(fields)
         checksum = hashlib.sha256(body).digest()[:CHECKSUM_BYTES]
         return PREFIX + base64.urlsafe_b64encode(body + checksum).rstrip(b"=").decode()
 
@@ -175,6 +194,7 @@ class Invite:
         try:
             fields = msgpack.unpackb(body)
             name, address, certificate = fields["name"], fields["address"], fields["certificate"]
+            ca_name = fields.get("ca_name", "")
         except Exception as error:
             raise InviteError("this invite does not hold a name, an address and a certificate", newer) from error
         if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -188,12 +208,16 @@ class Invite:
                 raise InviteError(f"the address in this invite cannot be used: {error}", newer) from error
         if not isinstance(certificate, bytes):
             raise InviteError("the certificate in this invite is not bytes", newer)
-        check_certificate(certificate)
-        return cls(name, address, certificate)
+        if certificate or not ca_name:
+            check_certificate(certificate)
+            return cls(name, address, certificate)
+        if not isinstance(ca_name, str) or not CA_NAME.fullmatch(ca_name):
+            raise InviteError("the certificate's name in this invite is not allowed", newer)
+        return cls(name, address, b"", ca_name)
 
 
 def check_certificate(der: bytes) -> None:
-    """Raises InviteError unless ``der`` is an Ed25519 certificate signed by its own key."""
+    """Raises InviteError unless ``der`` is an Ed25519 certificate signed by its own key that can sign no other."""
     try:
         if len(der) > MAX_CERTIFICATE:
             raise ValueError("too long")
@@ -202,5 +226,8 @@ def check_certificate(der: bytes) -> None:
         if not isinstance(key, Ed25519PublicKey):
             raise ValueError("not an Ed25519 key")
         key.verify(certificate.signature, certificate.tbs_certificate_bytes)
-    except (ValueError, InvalidSignature) as error:
+        # It becomes a trust anchor, also of connections of peers that are known by an authority and a name.
+        if certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
+            raise ValueError("an authority's")
+    except (ValueError, InvalidSignature, x509.ExtensionNotFound) as error:
         raise InviteError("the certificate in this invite is not one that mpcd makes") from error

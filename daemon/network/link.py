@@ -1,8 +1,9 @@
-"""The network of pinned peers: one listening port, one control link to every peer, data connections on demand.
+"""The network of known peers: one listening port, one control link to every peer, data connections on demand.
 
 Whoever has an address for the other dials, and dials again. If both do and both get through, the connection dialled by
-the side with the smaller fingerprint stays; both ends judge alike. A data connection is dialled by the side that
-dialled the control link (the other may be unreachable from outside), and is open when both sides have asked for it.
+the side with the smaller fingerprint (of those that the two show on it) stays; both ends judge alike. A data
+connection is dialled by the side that dialled the control link (the other may be unreachable from outside), and is open
+when both sides have asked for it.
 """
 
 from __future__ import annotations
@@ -20,27 +21,32 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from mpcd.daemon import log
-from mpcd.daemon.config import Config, split_address
+from mpcd.daemon.config import Config
 from mpcd.daemon.errors import (
-    CertificateChanged,
     ConfigError,
     Conflict,
     InternalError,
     LinkError,
     MpcdError,
+    PeerClosed,
     PeerError,
     PeerUnreachable,
     Refused,
     UnknownPeer,
 )
-from mpcd.daemon.network import greeting, tls
+from mpcd.daemon.network import authority, greeting, inspection, tls
+from mpcd.daemon.network.announcing import Announcer
+from mpcd.daemon.network.bandwidth import Bandwidth
+from mpcd.daemon.network.dialler import Dialler
 from mpcd.daemon.network.doorway import Doorway, origin_of
 from mpcd.daemon.network.greeting import CHANNEL, CONTROL, KNOCK, Hello
 from mpcd.daemon.network.identity import Identity, grouped
-from mpcd.daemon.network.peers import Peer, Peers
+from mpcd.daemon.network.keys import DAY, KEEP_DAYS, Keys
+from mpcd.daemon.network.peers import CA, Peer, Peers
 from mpcd.daemon.network.rate import Rate
 from mpcd.daemon.network.rpc import Handler, Link
-from mpcd.daemon.network.transport import Connection, dial
+from mpcd.daemon.network.traffic import Moved, Traffic
+from mpcd.daemon.network.transport import Connection
 from mpcd.daemon.version import PROTOCOL_VERSION
 
 __all__ = ["PROTOCOL_VERSION", "PeerError", "PeerNetwork", "PeerStatus", "Stranger"]
@@ -51,6 +57,7 @@ LOG_PAUSE = 5.0  # seconds between two log lines of a kind about connections fro
 CONNECTIONS_A_SECOND, CONNECTIONS_AT_ONCE, LINK_COSTS = 50.0, 200.0, 10.0
 RETIRING = 4  # old control links of a peer that finish what is under way
 UNCLAIMED = 120.0  # seconds that a data connection waits for its job to be wanted here
+TIDY = 3600.0  # seconds between two looks at what has a date
 _DUPLICATE = "duplicate_link"
 
 Watcher = Callable[[str], Any]
@@ -80,7 +87,11 @@ class Stranger:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PeerStatus:
-    """``error`` says why there is no link, ``hint`` what to do; ``software`` and ``digest`` are the peer's."""
+    """``error`` says why there is no link, ``hint`` what to do; ``software`` and ``digest`` are the peer's.
+
+    ``retry`` is when this side dials next, Unix seconds (0: it does not), after ``attempts`` that failed in a row.
+    ``expires``: of the peer's certificate, if it has an end that is known.
+    """
 
     connected: bool
     dialled: bool
@@ -91,6 +102,9 @@ class PeerStatus:
     code: str
     error: str
     hint: str
+    retry: float = 0.0
+    attempts: int = 0
+    expires: float | None = None
 
 
 class _PeerState:
@@ -100,11 +114,14 @@ class _PeerState:
         self.peer = peer
         self.link: Link | None = None
         self.error: MpcdError | None = None
+        self.renew = False  # the link is of an identity that changed; another takes its place
+        self.retry, self.attempts = 0.0, 0
         self.task: asyncio.Task[None] | None = None
         self.channels: set[Connection] = set()
         self.arrived: dict[bytes, Connection] = {}  # dialled by the peer, not yet asked for here
         self.wanted: set[bytes] = set()
         self.changed = asyncio.Event()
+        self.traffic = Traffic()
         self.connections = Rate(CONNECTIONS_A_SECOND, CONNECTIONS_AT_ONCE, time.monotonic())
         self.retiring: deque[Link] = deque()
 
@@ -128,16 +145,20 @@ class PeerNetwork:
     def __init__(
         self,
         config: Config,
-        identity: Identity,
+        identity: Identity | Keys,
         peers: Peers,
         handlers: Mapping[str, Handler],
         on_connect: Watcher | None = None,
         on_disconnect: Watcher | None = None,
     ) -> None:
         self._config = config
-        self._identity = identity
+        self.keys = identity if isinstance(identity, Keys) else Keys(identity)
         self._peers = peers
+        self._announcer = Announcer(self.keys, peers)
         self._handlers = handlers
+        self.dialler = Dialler(config, self.keys, lambda purpose, job: self._hello(purpose, job))
+        limit = config.limits.bandwidth_mbit_s
+        self._bandwidth = Bandwidth(limit) if limit else None
         self._on_connect = on_connect
         self._on_disconnect = on_disconnect
         self._instance = os.urandom(8).hex()
@@ -157,7 +178,7 @@ class PeerNetwork:
         """Listen, and begin to dial. Raises ConfigError if the address cannot be had."""
         listen = self._config.listen
         loop = asyncio.get_running_loop()
-        if listen.host:
+        if listen.enabled and listen.host:
             try:
                 self._server = await loop.create_server(self._accept, listen.host, listen.port)
             except OSError as error:
@@ -172,6 +193,7 @@ class PeerNetwork:
 
         self._unwatch = self._peers.watch(follow)
         self._follow_peers()
+        self._spawn(self._tidy())
 
     async def stop(self) -> None:
         """Close everything. What is in flight fails on both sides."""
@@ -209,12 +231,19 @@ class PeerNetwork:
         state = self._state(peer)
         link, error = state.link, state.error
         if link is None:
+            if error is None and not state.peer.address and not self.port:
+                error = self._unreachable(state)
             code = error.code if error else ""
             hint = error.hint if error else ""
-            return PeerStatus(False, False, state.peer.address, 0.0, "", "", code, str(error or ""), hint)
+            why = (code, str(error or ""), hint)
+            return PeerStatus(False, False, state.peer.address, 0.0, "", "", *why, state.retry, state.attempts)
         address = state.peer.address if link.dialled else link.connection.peer_address
-        theirs = link.theirs
-        return PeerStatus(True, link.dialled, address, link.since, theirs.software, theirs.digest, "", "", "")
+        theirs, ends = link.theirs, None
+        if state.peer.known_by == CA:
+            ends = authority.expires(link.connection.peer_certificate)
+        return PeerStatus(
+            True, link.dialled, address, link.since, theirs.software, theirs.digest, "", "", "", expires=ends
+        )
 
     def protocol(self, peer: str) -> int:
         """The protocol version that this daemon and the peer speak. Raises PeerUnreachable while there is no link."""
@@ -222,6 +251,10 @@ class PeerNetwork:
         if state.link is None:
             raise self._unreachable(state)
         return state.link.theirs.agreed
+
+    def traffic(self, peer: str) -> Moved:
+        """Bytes to and from this peer since the start."""
+        return self._state(peer).traffic.moved()
 
     def strangers(self) -> tuple[Stranger, ...]:
         """Who knocked lately, the last one last."""
@@ -281,13 +314,15 @@ class PeerNetwork:
         self._server_context = None
         known = {peer.name: peer for peer in self._peers.list()}
         for name, state in list(self._states.items()):
-            if name not in known or known[name].certificate != state.peer.certificate:
+            if name not in known or known[name].id != state.peer.id:
                 del self._states[name]
                 self._drop(state)
         for name, peer in known.items():
             state = self._states.setdefault(name, _PeerState(peer))
-            if state.task is None or state.peer.address != peer.address:
-                state.peer = peer
+            before, state.peer = state.peer, peer
+            if before.certificate != peer.certificate:
+                self._renew(state)
+            if state.task is None or before.address != peer.address:
                 if state.task is not None:
                     state.task.cancel()
                 state.task = asyncio.create_task(self._keep_dialling(state))
@@ -333,6 +368,12 @@ class PeerNetwork:
             return PeerUnreachable(
                 f"{name} is not connected yet", "try again in a moment; `mpcctl peer list` shows why"
             )
+        if not self.port:
+            return PeerUnreachable(
+                f"{name} cannot be connected: this side has no address for it and listens on no port, so neither dials",
+                f"one of the two must listen: get an invite with an address from {name} and add it again, or let this"
+                " daemon listen ([listen] in mpcd.toml)",
+            )
         return PeerUnreachable(
             f"{name} is not connected: this side has no address for it and waits for {name} to dial",
             f"ask {name} whether their daemon runs and can reach this one, or add the invite again with --address",
@@ -344,14 +385,17 @@ class PeerNetwork:
         times, delay = self._config.timeouts, 0.0
         while state.peer.address:
             changed = state.changed
-            if state.link is None:
+            if state.link is None or state.renew:
+                state.retry = time.time() + delay
                 try:
                     async with asyncio.timeout(delay):
                         await changed.wait()
                     continue
                 except TimeoutError:
                     pass
+                state.attempts += 1
                 if await self._try_dialling(state):
+                    state.retry, state.attempts = 0.0, 0
                     delay = times.retry_first * random.uniform(0.5, 1.0)
                 else:
                     grown = max(times.retry_first, min(2 * delay, times.retry_most))
@@ -362,14 +406,14 @@ class PeerNetwork:
     async def _try_dialling(self, state: _PeerState) -> bool:
         peer = state.peer.name
         try:
-            connection, theirs = await self._dial(state.peer, CONTROL)
+            connection, theirs = await self.dialler.dial(state.peer, CONTROL)
         except MpcdError as error:
             if error.code == _DUPLICATE:
                 return False
             if state.error is None or str(state.error) != str(error):
                 self._log.warning("cannot connect", peer=peer, error=error, hint=error.hint, code=error.code)
             if isinstance(error, UnknownPeer) and not isinstance(state.error, UnknownPeer):
-                self._spawn(self._knock(state.peer))
+                self._spawn(self.dialler.knock(state.peer))
             state.error = error
             return False
         except Exception as error:  # a bug of ours must not end the dialling
@@ -382,32 +426,34 @@ class PeerNetwork:
         self._install(state, connection, theirs, dialled=True)
         return True
 
-    def _prefers(self, state: _PeerState, instance: str, dialled: bool) -> bool:
+    def _prefers(self, state: _PeerState, connection: Connection, instance: str, dialled: bool) -> bool:
         """Whether a new control link takes the place of the one there is."""
         old = state.link
         if old is None or old.connection.failure is not None or old.theirs.instance != instance:
             return True
         if old.dialled == dialled:
             return True  # the peer lost the old one, else it would not dial again
-        ours_wins = self._identity.fingerprint < state.peer.fingerprint
-        return dialled == ours_wins
+        return dialled == _ours_wins(connection)
 
     def _install(self, state: _PeerState, connection: Connection, theirs: Hello, dialled: bool) -> None:
         peer = state.peer.name
-        if not self._prefers(state, theirs.instance, dialled):
+        if not self._prefers(state, connection, theirs.instance, dialled):
             self._spawn(connection.close())
             return
         link = Link(
             peer,
             connection,
             theirs,
-            self._handlers,
+            {**self._handlers, **self._announcer.handlers},
             dialled=dialled,
             most_calls=self._config.limits.calls_per_peer,
         )
-        old, state.link, state.error = state.link, link, None
+        old, state.link, state.error, state.renew = state.link, link, None, False
+        state.traffic.count(connection)
         self._spawn(self._run_link(state, link))
         state.notify()
+        if self.keys.rotation is not None:
+            self._spawn(self._announce(state, link))
         if old is not None and old.theirs.instance == theirs.instance:
             self._spawn(old.retire(self._config.timeouts.call))
             state.retiring.append(old)
@@ -432,89 +478,58 @@ class PeerNetwork:
         self._log.warning("disconnected", peer=link.peer, error=reason)
         self._tell(self._on_disconnect, link.peer)
 
-    # Dialling.
-
     def _hello(self, purpose: str, job: bytes = b"") -> Hello:
-        return greeting.hello_of(self._identity, self._config.name, self._instance, purpose, job)
+        return greeting.hello_of(self.keys.fingerprint, self._config.name, self._instance, purpose, job)
 
-    async def _dial(self, peer: Peer, purpose: str, job: bytes = b"") -> tuple[Connection, Hello]:
-        """A connection that the peer has welcomed. Raises MpcdError in words for the operator."""
-        context = tls.client_context(self._identity, peer.certificate)
-        try:
-            connection = await self._connect(peer, context)
-            try:
-                if connection.peer_fingerprint != peer.fingerprint:
-                    raise tls.NotPinned()
-                async with asyncio.timeout(self._config.timeouts.handshake):
-                    theirs = await greeting.dialer(connection, self._hello(purpose, job), peer.name)
-                    if purpose == CONTROL:
-                        await greeting.welcomed(connection)
-                if purpose == CHANNEL:  # the peer may be a while; its keepalives say that it is there
-                    await greeting.welcomed(connection)
-                    await greeting.confirm(connection)
-            except BaseException:
-                connection.abort()
-                raise
-        except tls.NotPinned:
-            raise await self._changed_certificate(peer) from None
-        except UnknownPeer as error:
-            raise UnknownPeer(
-                f"{peer.name} does not know this daemon's certificate ({grouped(self._identity.fingerprint)})",
-                error.hint,
-            ) from error
-        except TimeoutError:
-            raise PeerUnreachable(
-                f"{peer.name} at {peer.address} took the connection but did not finish the handshake",
-                f"is the daemon at {peer.address} overloaded, or is something else listening there?",
-            ) from None
-        return connection, theirs
+    # Keys that change.
 
-    async def _connect(self, peer: Peer, context: ssl.SSLContext) -> Connection:
-        host, port = split_address(peer.address)
-        try:
-            return await dial(host, port, context, self._config.timeouts)
-        except TimeoutError:
-            raise PeerUnreachable(
-                f"{peer.name} at {peer.address} does not answer",
-                "a firewall may drop the packets, or the address may be wrong",
-            ) from None
-        except OSError as error:
-            raise PeerUnreachable(
-                f"{peer.name} at {peer.address} cannot be reached: {error.strerror or error}",
-                "check the address, and that mpcd runs and listens there",
-            ) from error
+    async def rotate_key(self, keep: float = KEEP_DAYS * DAY) -> None:
+        """A new key: peers that are connected hear of it before this returns, the others when they connect next."""
+        peers = [peer.id for peer in self._peers.list()]
+        await asyncio.to_thread(self.keys.rotate, self._config.name, peers, keep)
+        self._follow_key()
+        linked = [(state, state.link) for state in self._states.values() if state.link is not None]
+        await asyncio.gather(*(self._announce(state, link) for state, link in linked))
 
-    async def _changed_certificate(self, peer: Peer) -> CertificateChanged:
-        """Look at who is there, to say it; nothing is sent to them."""
-        presents = "another certificate"
-        with contextlib.suppress(MpcdError):
-            connection = await self._connect(peer, tls.probe_context())
-            presents = grouped(connection.peer_fingerprint)
-            connection.abort()
-        return CertificateChanged(
-            f"the certificate of {peer.name!r} changed: pinned is {grouped(peer.fingerprint)},"
-            f" the daemon at {peer.address} presents {presents}",
-            f"ask {peer.name} by telephone whether they have a new identity; if so, run"
-            f" `mpcctl peer remove {peer.name}` and add their new invite; if not, somebody sits between you",
-        )
+    async def finish_key(self) -> None:
+        """Give the previous key up at once."""
+        await asyncio.to_thread(self.keys.finish)
+        self._follow_key()
 
-    async def _knock(self, peer: Peer) -> None:
-        """Tell the peer's operator who was refused."""
-        with contextlib.suppress(MpcdError, TimeoutError):
-            connection = await self._connect(peer, tls.knock_context(peer.certificate))
-            try:
-                async with asyncio.timeout(self._config.timeouts.handshake):
-                    await greeting.dialer(connection, self._hello(KNOCK), peer.name)
-                    await greeting.welcomed(connection)
-            finally:
-                connection.abort()
+    def _follow_key(self) -> None:
+        self._peers.own_fingerprint = self.keys.fingerprint
+        self._server_context = None
+
+    async def _announce(self, state: _PeerState, link: Link) -> None:
+        stale = link.connection.shown_fingerprint != self.keys.fingerprint
+        if await self._announcer.tell(state.peer, link, self._config.timeouts.call):
+            self._follow_key()
+            if stale and state.link is link:
+                self._renew(state)
+
+    def _renew(self, state: _PeerState) -> None:
+        """Have a link with the present identities take the place of the one there is, whoever dialled that."""
+        if state.link is not None and state.link.dialled:
+            state.renew = True
+            state.notify()
+
+    async def _tidy(self) -> None:
+        while True:
+            await asyncio.to_thread(self.keys.tidy, [peer.id for peer in self._peers.list()])
+            self.keys.refresh()
+            self._follow_key()
+            await asyncio.sleep(TIDY)
 
     # Accepting.
 
     def _accept(self) -> asyncio.BaseProtocol:
-        if self._server_context is None:
-            trusted = [peer.certificate for peer in self._peers.list()]
-            self._server_context = tls.server_context(self._identity, trusted)
+        if self.keys.refresh() or self._server_context is None:
+            peers = self._peers.list()
+            trusted = [peer.certificate for peer in peers if peer.certificate]
+            vouched = any(peer.known_by == CA for peer in peers)
+            self._server_context = tls.server_context(
+                self.keys.current, trusted, self.keys.ca_file if vouched else None, self.keys.previous
+            )
         connection = Connection(
             self._server_context, server_side=True, timeouts=self._config.timeouts, admit=self._admit
         )
@@ -552,6 +567,9 @@ class PeerNetwork:
         except tls.NotPinned:
             # OpenSSL does not show us a certificate it refused; the dialer's knock will say which one it was.
             self._about_stranger("refused an unknown certificate", address=connection.peer_address)
+        except PeerClosed:
+            self._about_stranger("a connection was closed before it said what for", address=connection.peer_address)
+            connection.abort()
         except MpcdError as error:
             self._about_stranger("refused a connection", address=connection.peer_address, error=error, code=error.code)
             await self._refuse(connection, error)
@@ -565,6 +583,8 @@ class PeerNetwork:
         await connection.established()
         shown = connection.peer_fingerprint
         peer = self._peers.find(shown) if shown else None
+        if shown and peer is None and not inspection.is_ours(connection.peer_certificate):
+            peer = self._peers.find_certified(connection.peer_certificate)
         if shown and peer is None:
             raise UnknownPeer(f"the certificate {grouped(shown)} belongs to no peer of this daemon")
         theirs = await greeting.acceptor(connection, self._hello(CONTROL), peer.name if peer else "the other side")
@@ -601,7 +621,7 @@ class PeerNetwork:
         """A greeted connection from a known peer."""
         state = self._states.get(peer.name)
         try:
-            if state is None or state.peer.certificate != peer.certificate:
+            if state is None or state.peer.id != peer.id:
                 raise UnknownPeer("this daemon no longer knows that certificate")
             cost = LINK_COSTS if theirs.purpose == CONTROL else 1.0
             if not state.connections.take(time.monotonic(), cost):
@@ -609,7 +629,7 @@ class PeerNetwork:
                 connection.abort()
                 return
             if theirs.purpose == CONTROL:
-                if not self._prefers(state, theirs.instance, dialled=False):
+                if not self._prefers(state, connection, theirs.instance, dialled=False):
                     raise DuplicateLink()
                 await greeting.welcome(connection)
                 if self._states.get(peer.name) is state:
@@ -637,7 +657,7 @@ class PeerNetwork:
         dialling: asyncio.Task[tuple[Connection, Hello]] | None = None
         pause, earliest = times.retry_first, 0.0
         # Should both sides dial, because the control link is being replaced, then the smaller fingerprint's counts.
-        yields = self._identity.fingerprint > state.peer.fingerprint
+        yields = False
         try:
             while True:
                 if self._states.get(state.peer.name) is not state:
@@ -660,7 +680,8 @@ class PeerNetwork:
                 if dialling is None and state.link is not None and state.link.dialled:
                     wait = earliest - time.monotonic()
                     if wait <= 0:
-                        dialling, wait = asyncio.create_task(self._dial(state.peer, CHANNEL, job)), None
+                        dialling, wait = asyncio.create_task(self.dialler.dial(state.peer, CHANNEL, job)), None
+                        yields = not _ours_wins(state.link.connection)
                 waiter = asyncio.create_task(changed.wait())
                 try:
                     await asyncio.wait(
@@ -680,6 +701,8 @@ class PeerNetwork:
             connection.abort()
             raise self._unreachable(state)
         state.channels.add(connection)
+        state.traffic.count(connection)
+        connection.limit_bandwidth(self._bandwidth)
         return connection
 
     async def _take(self, arrived: Connection) -> bool:
@@ -695,6 +718,11 @@ class PeerNetwork:
             arrived.abort()
             raise
         return True
+
+
+def _ours_wins(connection: Connection) -> bool:
+    """Whether, of two connections that both sides dialled, ours stays; the peer sees the same two fingerprints."""
+    return connection.shown_fingerprint < connection.peer_fingerprint
 
 
 def _drop_unclaimed(state: _PeerState, job: bytes, connection: Connection) -> None:

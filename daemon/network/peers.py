@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import datetime
+import hashlib
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,32 +15,37 @@ from typing import Any
 from mpcd.daemon.config import NAME, NAME_RULE, join_address, split_address
 from mpcd.daemon.errors import BadInput, CertificateChanged, Conflict, NotFound
 from mpcd.daemon.files import write_private
+from mpcd.daemon.network.authority import is_for
 from mpcd.daemon.network.identity import Invite, check_certificate, fingerprint, grouped
 
 FILE_NAME = "peers.json"
-FORMAT = 1
+FORMAT = 2  # 1 had neither id nor ca_name: a peer's id was its fingerprint
+PIN, CA = "pin", "ca"
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Peer:
-    """``address`` is host:port, or empty when only the peer can dial. ``added`` is an ISO 8601 time."""
+    """``address`` is host:port, or empty when only the peer can dial. ``added`` is an ISO 8601 time.
+
+    It is known by its pinned ``certificate``; or, where that is empty, by ``ca_name`` in a certificate of an authority.
+    ``id``: 64 hexadecimal digits that stay when its key changes; units, and what else is kept of a peer, name it so.
+    """
 
     name: str
     address: str
     certificate: bytes
     added: str
+    id: str
+    ca_name: str = ""
 
     @property
     def fingerprint(self) -> str:
-        return fingerprint(self.certificate)
+        """Of the pinned certificate; '' for none."""
+        return fingerprint(self.certificate) if self.certificate else ""
 
-    def as_dict(self) -> dict[str, str]:
-        return {
-            "name": self.name,
-            "address": self.address,
-            "fingerprint": self.fingerprint,
-            "added": self.added,
-        }
+    @property
+    def known_by(self) -> str:
+        return PIN if self.certificate else CA
 
 
 class PeersError(BadInput):
@@ -52,7 +59,8 @@ class Peers:
 
     def __init__(self, file: Path, own_fingerprint: str = "") -> None:
         self._file = file
-        self._own_fingerprint = own_fingerprint
+        self.own_fingerprint = own_fingerprint
+        self._lock = threading.Lock()
         self._watchers: list[Callable[[], None]] = []
         self._peers = self._load()
 
@@ -68,10 +76,14 @@ class Peers:
 
     def find(self, wanted: str) -> Peer | None:
         """The peer whose certificate has this fingerprint."""
-        return next((peer for peer in self._peers.values() if peer.fingerprint == wanted), None)
+        return next((peer for peer in self._peers.values() if peer.certificate and peer.fingerprint == wanted), None)
+
+    def find_certified(self, certificate: bytes) -> Peer | None:
+        """The peer that this certificate (DER), which an authority of ours issued, is for."""
+        return next((p for p in self._peers.values() if p.known_by == CA and is_for(certificate, p.ca_name)), None)
 
     def add(self, invite: str | Invite, name: str | None = None, address: str | None = None) -> Peer:
-        """Pin the peer of ``invite``. ``name`` and ``address`` override the invite's. Again: a new address.
+        """Know the peer of ``invite``. ``name`` and ``address`` override the invite's. Again: a new address.
 
         Raises InviteError, BadInput, Conflict, CertificateChanged.
         """
@@ -85,32 +97,50 @@ class Peers:
             where = join_address(*split_address(where)) if where else ""
         except ValueError as error:
             raise BadInput(str(error)) from error
-        if invite.fingerprint == self._own_fingerprint:
+        if invite.certificate and invite.fingerprint == self.own_fingerprint:
             raise Conflict("this is the invite of this daemon itself", "add the invite of the other side")
-        old = self._peers.get(name)
-        if old is not None and old.fingerprint != invite.fingerprint:
-            raise CertificateChanged(
-                f"the certificate of {name!r} changed:"
-                f" pinned is {grouped(old.fingerprint)}, this invite has {grouped(invite.fingerprint)}",
-                f"ask {name} by telephone whether they have a new identity; if so,"
-                f" run `mpcctl peer remove {name}` and add the invite again; if it is someone else, add it by --name",
-            )
-        same = self.find(invite.fingerprint)
-        if same is not None and same.name != name:
-            raise Conflict(
-                f"this certificate is already known as {same.name!r}",
-                f"to rename it, run `mpcctl peer remove {same.name}` first",
-            )
         now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        peer = Peer(name, where, invite.certificate, old.added if old else now)
-        self._store({**self._peers, name: peer})
+        peer = Peer(name, where, invite.certificate, now, _id_of(invite), invite.ca_name.lower())
+        with self._lock:
+            old = self._peers.get(name)
+            if old is not None:
+                _check_same(old, peer)
+                peer = dataclasses.replace(peer, added=old.added, id=old.id)
+            same = self.find(peer.fingerprint) if peer.certificate else self._named(peer.ca_name)
+            if same is not None and same.name != name:
+                raise Conflict(
+                    f"this certificate is already known as {same.name!r}",
+                    f"to rename it, run `mpcctl peer remove {same.name}` first",
+                )
+            former = next((other for other in self._peers.values() if other.id == peer.id and other.name != name), None)
+            if former is not None:
+                raise Conflict(
+                    f"this is an old invite of {former.name!r}, whose key has changed since", "ask for the new invite"
+                )
+            self._store({**self._peers, name: peer})
+        return peer
+
+    def change_key(self, name: str, certificate: bytes) -> Peer:
+        """Pin another certificate of the same peer, which it has proven to be its own (rotation.py)."""
+        with self._lock:
+            peer = self.get(name)
+            new = fingerprint(certificate)
+            same = self.find(new)
+            if new == self.own_fingerprint or (same is not None and same.name != name):
+                raise Conflict("the announced certificate belongs to somebody else")
+            peer = dataclasses.replace(peer, certificate=certificate)
+            self._store({**self._peers, name: peer})
         return peer
 
     def remove(self, name: str) -> Peer:
         """Forget a peer: its links are closed and it is refused from now on."""
-        peer = self.get(name)
-        self._store({key: value for key, value in self._peers.items() if key != name})
+        with self._lock:
+            peer = self.get(name)
+            self._store({key: value for key, value in self._peers.items() if key != name})
         return peer
+
+    def _named(self, ca_name: str) -> Peer | None:
+        return next((peer for peer in self._peers.values() if peer.known_by == CA and peer.ca_name == ca_name), None)
 
     def watch(self, watcher: Callable[[], None]) -> Callable[[], None]:
         """Call ``watcher`` after every change; returns what ends that."""
@@ -125,6 +155,8 @@ class Peers:
                 "certificate": base64.b64encode(peer.certificate).decode(),
                 "fingerprint": peer.fingerprint,
                 "added": peer.added,
+                "id": peer.id,
+                "ca_name": peer.ca_name,
             }
             for peer in peers.values()
         ]
@@ -143,21 +175,50 @@ class Peers:
             raise PeersError(f"{self._file} cannot be read: {error.strerror}") from error
         try:
             table: Any = json.loads(text)
-            if table["format"] != FORMAT:
+            if table["format"] not in (1, FORMAT):
                 raise ValueError("unknown format")
             peers = {}
             for entry in table["peers"]:
                 name, address, added = str(entry["name"]), str(entry["address"]), str(entry["added"])
                 certificate = base64.b64decode(entry["certificate"], validate=True)
-                check_certificate(certificate)
-                if not NAME.fullmatch(name) or fingerprint(certificate) != entry["fingerprint"]:
+                id, ca_name = str(entry.get("id", entry["fingerprint"])), str(entry.get("ca_name", ""))
+                if certificate:
+                    check_certificate(certificate)
+                peer = Peer(name, address, certificate, added, id, ca_name)
+                if not NAME.fullmatch(name) or peer.fingerprint != entry["fingerprint"] or not (certificate or ca_name):
                     raise ValueError(f"entry {name!r} contradicts itself")
                 if address:
                     split_address(address)
-                peers[name] = Peer(name, address, certificate, added)
+                peers[name] = peer
         except (ValueError, KeyError, TypeError, AttributeError, BadInput) as error:
             raise PeersError(
                 f"{self._file} is damaged: {error}",
                 "restore it from a backup; or remove it, and add every peer's invite again",
             ) from error
         return peers
+
+
+def _id_of(invite: Invite) -> str:
+    return invite.fingerprint or hashlib.sha256(b"mpcd peer by name\0" + invite.ca_name.lower().encode()).hexdigest()
+
+
+def _check_same(old: Peer, new: Peer) -> None:
+    """Raises CertificateChanged unless ``new`` is known as ``old`` is."""
+    if (old.certificate, old.ca_name) == (new.certificate, new.ca_name):
+        return
+    first = f"remove {old.name}` and add the invite again"
+    if old.known_by == new.known_by == PIN:
+        raise CertificateChanged(
+            f"the certificate of {old.name!r} changed:"
+            f" pinned is {grouped(old.fingerprint)}, this invite has {grouped(new.fingerprint)}",
+            f"ask {old.name} by telephone whether they have a new identity; if so,"
+            f" run `mpcctl peer {first}; if it is someone else, add it by --name",
+        )
+    raise CertificateChanged(
+        f"{old.name!r} is known by {_how(old)}, this invite is for {_how(new)}",
+        f"ask {old.name} whether they changed that; if so, run `mpcctl peer {first}",
+    )
+
+
+def _how(peer: Peer) -> str:
+    return "its pinned certificate" if peer.certificate else f"the name {peer.ca_name!r} and an authority"

@@ -23,6 +23,8 @@ import numpy as np
 from mpcd.daemon.config import Timeouts
 from mpcd.daemon.errors import FrameTooLarge, LinkError, PeerClosed, PeerSilent, ProtocolViolation
 from mpcd.daemon.network import tls
+from mpcd.daemon.network.bandwidth import Bandwidth
+from mpcd.daemon.network.proxy import Proxy
 from mpcd.daemon.network.rate import Rate
 from mpcd.protocol import wire
 
@@ -54,18 +56,26 @@ class Connection(asyncio.BufferedProtocol):
         server_side: bool,
         timeouts: Timeouts | None = None,
         admit: Callable[[Connection], bool] | None = None,
+        server_name: str | None = None,
     ) -> None:
-        """``admit`` is asked as soon as ``peer_address`` is known; False drops the connection unheard."""
+        """``admit`` is asked as soon as ``peer_address`` is known; False drops the connection unheard.
+
+        ``server_name``: what a dialer asks for (SNI); None for nothing.
+        """
         self._admit = admit
         self._loop = asyncio.get_running_loop()
         self.timeouts = timeouts or Timeouts()
         self._incoming = ssl.MemoryBIO()
         self._outgoing = ssl.MemoryBIO()
-        self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=server_side)
+        self._tls = context.wrap_bio(
+            self._incoming, self._outgoing, server_side=server_side, server_hostname=server_name
+        )
         self._transport: asyncio.Transport | None = None
         self._ciphertext = memoryview(bytearray(SOCKET_READ))
         self._open = False
         self._fingerprint = ""
+        self.shown_fingerprint = ""  # of the certificate that this end showed
+        self.peer_certificate = b""  # DER; empty if the other end showed none
         self._established: asyncio.Future[None] = self._loop.create_future()
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._failure: Exception | None = None
@@ -83,6 +93,8 @@ class Connection(asyncio.BufferedProtocol):
         self._keepalives = Rate(KEEPALIVES_A_SECOND, KEEPALIVES_AT_ONCE, self._loop.time())
         self._reader: asyncio.Future[None] | None = None
         self._reading_paused = False
+        self._bandwidth: Bandwidth | None = None
+        self._throttled: asyncio.TimerHandle | None = None
         self._heard = self._waiting_since = self._wrote = self._ticked = self._loop.time()
         # Writing.
         self._write_lock = asyncio.Lock()
@@ -119,6 +131,10 @@ class Connection(asyncio.BufferedProtocol):
         """The peer has begun a frame that nobody reads."""
         return self._reader is None and (self._header is not None or self._ready is not None)
 
+    def limit_bandwidth(self, bandwidth: Bandwidth | None) -> None:
+        """From now on this connection shares ``bandwidth`` with others."""
+        self._bandwidth = bandwidth
+
     async def send_frame(self, frame: wire.Frame) -> None:
         """Returns when the frame is encrypted and all but the last part is with the operating system.
 
@@ -134,14 +150,17 @@ class Connection(asyncio.BufferedProtocol):
             try:
                 head = PREFIX.pack(len(frame.header), size) + frame.header
                 if size <= SMALL:
+                    await self._take_turn(len(head) + size)
                     self._encrypt(b"".join((head, *frame.payload)))
                     if self._drained is not None:
                         await self._drain()
                 else:
                     self._encrypt(head)
                     for part in frame.payload:
-                        for start in range(0, len(part), SLICE):
-                            self._encrypt(part[start : start + SLICE])
+                        piece = min(SLICE, self._bandwidth.piece) if self._bandwidth else SLICE
+                        for start in range(0, len(part), piece):
+                            await self._take_turn(min(piece, len(part) - start))
+                            self._encrypt(part[start : start + piece])
                             await self._drain()
                 whole = True
             finally:
@@ -218,6 +237,11 @@ class Connection(asyncio.BufferedProtocol):
         if self._deaf:
             return
         self._incoming.write(self._ciphertext[:nbytes])
+        if self._bandwidth is not None:
+            self._bandwidth.receiving.book(nbytes, self._heard)
+            if (debt := self._bandwidth.receiving.debt(self._heard)) > 0:
+                self._pause_reading()
+                self._throttled = self._loop.call_later(debt, self._unthrottle)
         self._pump()
 
     def eof_received(self) -> bool:
@@ -226,8 +250,9 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._closed.done():
             self._closed.set_result(None)
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        for timer in (self._watchdog, self._throttled):
+            if timer is not None:
+                timer.cancel()
         # Frames that have arrived are still there for the reader.
         middle = "in the middle of a frame" if self._filled or self._sizes else ""
         self._report(PeerClosed(f"the peer closed the connection {middle}".strip()))
@@ -270,6 +295,8 @@ class Connection(asyncio.BufferedProtocol):
     def _on_open(self) -> None:
         self._open = True
         self._fingerprint = tls.peer_fingerprint(self._tls)  # OpenSSL forgets it when the connection fails
+        self.peer_certificate = tls.peer_certificate(self._tls)
+        self.shown_fingerprint = tls.shown_fingerprint(self._tls)
         self._ticked = self._loop.time()
         self._flush()
         if not self._established.done():
@@ -344,17 +371,33 @@ class Connection(asyncio.BufferedProtocol):
         if self._reader is not None and not self._reader.done():
             self._reader.set_result(None)
 
+    def _unthrottle(self) -> None:
+        self._throttled = None
+        self._heard = self._loop.time()  # it was we who did not listen
+        if self._incoming.pending < CIPHERTEXT_HELD or self._deaf:
+            self._resume_reading()
+
     def _pause_reading(self) -> None:
         if self._transport is not None and not self._reading_paused and not self._transport.is_closing():
             self._reading_paused = True
             self._transport.pause_reading()
 
     def _resume_reading(self) -> None:
-        if self._transport is not None and self._reading_paused and not self._transport.is_closing():
+        waits = self._throttled is not None and not self._deaf
+        if self._transport is not None and self._reading_paused and not waits and not self._transport.is_closing():
             self._reading_paused = False
             self._transport.resume_reading()
 
     # Writing.
+
+    async def _take_turn(self, size: int) -> None:
+        """Until these bytes may go."""
+        if self._bandwidth is not None:
+            wait = self._bandwidth.sending.book(size, self._loop.time())
+            if wait > 0:
+                await asyncio.sleep(wait)
+            if self._failure is not None:
+                raise self._failure
 
     def _encrypt(self, data: bytes | memoryview) -> None:
         if self._failure is not None:
@@ -391,6 +434,8 @@ class Connection(asyncio.BufferedProtocol):
             # It was we who slept (a stopped process, a paused machine): what came meanwhile has yet to be read.
             self._waiting_since = self._blocked_since = now
         self._ticked = now
+        if self._throttled is not None:
+            self._heard = now  # it is we who do not listen
         if self._reader is not None and now - max(self._heard, self._waiting_since) > t.silence:
             self._fail(PeerSilent(f"the peer has been silent for {t.silence:g} seconds"))
         elif self._patience is not None and now - self._waiting_since > self._patience + self._filled / LEAST_RATE:
@@ -420,8 +465,9 @@ class Connection(asyncio.BufferedProtocol):
         """The end on this side. ``flush``: what is already written (an alert) may still go out."""
         self._deaf = True
         self._report(error)
-        if self._watchdog is not None:
-            self._watchdog.cancel()
+        for timer in (self._watchdog, self._throttled):
+            if timer is not None:
+                timer.cancel()
         if self._transport is not None:
             if flush:
                 self._resume_reading()
@@ -434,13 +480,34 @@ def _too_large(size: int, limit: int) -> FrameTooLarge:
     return FrameTooLarge(f"the peer announced {size} bytes where this step allows {limit}")
 
 
-async def dial(host: str, port: int, context: ssl.SSLContext, timeouts: Timeouts) -> Connection:
-    """A connection whose TLS handshake is done. Raises OSError, TimeoutError, or what the handshake failed with."""
+async def dial(
+    host: str,
+    port: int,
+    context: ssl.SSLContext,
+    timeouts: Timeouts,
+    *,
+    server_name: str | None = None,
+    proxy: Proxy | None = None,
+) -> Connection:
+    """A connection whose TLS handshake is done.
+
+    Raises OSError, TimeoutError, what the handshake failed with, or ProxyRefused.
+    """
     loop = asyncio.get_running_loop()
+
+    def create() -> Connection:
+        return Connection(context, server_side=False, timeouts=timeouts, server_name=server_name)
+
     async with asyncio.timeout(timeouts.dial):
-        _, connection = await loop.create_connection(
-            lambda: Connection(context, server_side=False, timeouts=timeouts), host, port
-        )
+        if proxy is None or proxy.spares(host):
+            _, connection = await loop.create_connection(create, host, port)
+        else:
+            tunnel = await proxy.connect(host, port)
+            try:
+                _, connection = await loop.create_connection(create, sock=tunnel)
+            except BaseException:
+                tunnel.close()
+                raise
     try:
         async with asyncio.timeout(timeouts.handshake):
             await connection.established()

@@ -2,15 +2,16 @@
 
 Order everywhere: a unit becomes ready at the data owner first, and is spent at the data owner first. So whatever a
 crash or a broken link leaves different, the data owner's list tells: a unit that one side lacks is burnt at the other.
-The data owner holds a lock per peer while it compares, spends, or tells that a batch is ready, so that no unit is
-compared half way; units in the making are never compared.
+The data owner holds a lock per peer while it compares, spends, begins a batch or tells that one is ready, so that no
+unit is compared half way. Units in the making are never compared; but a batch that is finished at the model owner and
+waits for the data owner's word learns from its lists whether that word was lost or will never come.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from mpcd.daemon.catalogue import is_digest
@@ -28,6 +29,8 @@ class Agreement:
     def __init__(self, context: Context) -> None:
         self._context = context
         self._locks: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # What the model owner does about batches that wait for the data owner's word, by what its lists say of them.
+        self.settle: Callable[[Stock, set[bytes], set[bytes]], Awaitable[None]] | None = None
         self.handlers = {"units.sync": self._serve_sync}
 
     def lock(self, peer: str) -> asyncio.Lock:
@@ -35,7 +38,7 @@ class Agreement:
         return self._locks[peer]
 
     def stock(self, peer: str, model: Model) -> Stock:
-        return Stock(self._context.peers.get(peer).fingerprint, model.commitment, model.network.digest)
+        return Stock(self._context.peers.get(peer).id, model.commitment, model.network.digest)
 
     async def sync(self, peer: str, model: Model) -> list[bytes]:
         """Data owner: the units that are ready on both sides, oldest first; the others are burnt."""
@@ -44,9 +47,9 @@ class Agreement:
 
     async def _sync(self, peer: str, stock: Stock) -> list[bytes]:
         ready = await aside(self._context.ledger.ready_units, stock)
-        answer = await self._context.net.call(
-            peer, "units.sync", {"model": stock.model, "network": stock.network, "ready": ready}
-        )
+        making = await aside(self._context.ledger.units_in_making, stock)
+        lists = {"model": stock.model, "network": stock.network, "ready": ready, "making": making}
+        answer = await self._context.net.call(peer, "units.sync", lists)
         common, alone = compare(ready, unit_ids(answer.get("ready")))
         await self._burn(alone)
         return common
@@ -59,7 +62,9 @@ class Agreement:
         if str(model) not in await aside(self._own_models):
             # Only the model owner follows the other's list: were it the data owner, a vendor could burn all its units.
             raise NotFound("this daemon has no model of that commitment")
-        stock = Stock(self._context.peers.get(peer).fingerprint, str(model), str(network))
+        stock = Stock(self._context.peers.get(peer).id, str(model), str(network))
+        if self.settle is not None and "making" in params:
+            await self.settle(stock, set(theirs), set(unit_ids(params["making"])))
         common, alone = compare(await aside(self._context.ledger.ready_units, stock), theirs)
         await self._burn(alone)
         return {"ready": common}

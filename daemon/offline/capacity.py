@@ -89,7 +89,7 @@ def estimate(
     extension: Extension,
     store: Store,
 ) -> JobEstimate:
-    """For ``images`` images of which ``ready`` units exist. ``peer``: fingerprint, whose measured speed counts."""
+    """For ``images`` images of which ``ready`` units exist. ``peer``: its id, whose measured speed counts."""
     missing = max(0, images - ready)
     offline = preprocessing.estimate(network, missing, BATCH, extension)
     online = preprocessing.estimate(network, images, BATCH)

@@ -15,8 +15,10 @@ from __future__ import annotations
 
 import dataclasses
 import sqlite3
+import threading
 import time
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from mpcd.daemon.database import Database
@@ -114,14 +116,16 @@ END;
 
 STEPS = (_FORMAT_1,)  # see daemon/database.py: add at the end, change none
 
-_REUSED = """
+# Of units ever spent or opened twice, opened unspent, or both spent and burnt. ``{}``: of which units.
+REUSED = """
 SELECT count(*) FROM (
-    SELECT unit FROM step GROUP BY unit HAVING
+    SELECT unit FROM step {} GROUP BY unit HAVING
         sum(step = 'spent') > 1 OR sum(step = 'opened') > 1
         OR (sum(step = 'opened') = 1 AND sum(step = 'spent') = 0)
         OR (sum(step = 'spent') > 0 AND sum(step = 'burnt') > 0)
 )
 """
+_SINCE = "WHERE unit IN (SELECT unit FROM step WHERE number > ?)"
 
 
 class LedgerError(InternalError):
@@ -132,7 +136,7 @@ class LedgerError(InternalError):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Stock:
-    """What units are for: a peer (its certificate's fingerprint), a model's commitment, a network's digest."""
+    """What units are for: a peer (its id), a model's commitment, a network's digest."""
 
     peer: str
     model: str
@@ -169,8 +173,12 @@ class Spent:
 class Ledger:
     """The one ledger of a state folder."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, told: Callable[[str, Stock, int], None] | None = None) -> None:
+        """``told`` hears how many units of a stock were ``made`` or ``burnt``, once that is written."""
+        self._told = told
         self._db = Database(path, STEPS, lambda error: LedgerError(f"the ledger refuses: {error}"))
+        self._counting = threading.Lock()
+        self._reuse = (0, 0)  # the newest step that reuse_count has seen, and its answer
 
     def close(self) -> None:
         self._db.close()
@@ -187,11 +195,13 @@ class Ledger:
 
     def ready(self, units: Iterable[bytes], size: int = 0) -> None:
         """Their files are complete and on the disk. All of them, or LedgerError and none."""
+        units = list(units)
         with self._db.transaction() as db:
             for unit in units:
                 self._move(
                     db, unit, "making", "UPDATE unit SET state = 'ready', bytes = ?, changed = ?", size, time.time()
                 )
+        self._tell("made", units)
 
     def made(self, batch: bytes, units: int, seconds: float, moved: int) -> None:
         """What making a batch took: seconds, and bytes over the link."""
@@ -233,7 +243,15 @@ class Ledger:
                 )
                 if cursor.rowcount:
                     burnt.append(unit)
+        self._tell("burnt", burnt)
         return burnt
+
+    def _tell(self, what: str, units: list[bytes]) -> None:
+        if self._told is None:
+            return
+        query = "SELECT peer, model, network FROM unit WHERE id = ?"
+        for stock, count in Counter(Stock(*self._db.query(query, (unit,))[0]) for unit in units).items():
+            self._told(what, stock, count)
 
     def burn_unfinished(self) -> list[bytes]:
         """At start: whatever was in the making when the daemon ended is given up."""
@@ -246,6 +264,11 @@ class Ledger:
     def ready_units(self, stock: Stock) -> list[bytes]:
         """Oldest first."""
         where = "state = 'ready' AND peer = ? AND model = ? AND network = ?"
+        return self._ids(where, stock.peer, stock.model, stock.network)
+
+    def units_in_making(self, stock: Stock) -> list[bytes]:
+        """Oldest first."""
+        where = "state = 'making' AND peer = ? AND model = ? AND network = ?"
         return self._ids(where, stock.peer, stock.model, stock.network)
 
     def all_ready(self) -> list[bytes]:
@@ -270,8 +293,17 @@ class Ledger:
         return [Use(bytes(unit), session, image) for unit, session, image in rows]
 
     def reuse_count(self) -> int:
-        """Units that were ever spent or opened twice, opened unspent, or both spent and burnt: 0, from the history."""
-        return int(self._db.query(_REUSED)[0][0])
+        """Units that were ever spent or opened twice, opened unspent, or both spent and burnt: 0, from the history.
+
+        The history only grows: of units that were found right, those are looked at again that went on since.
+        """
+        with self._counting:
+            newest = int(self._db.query("SELECT coalesce(max(number), 0) FROM step")[0][0])
+            seen, count = self._reuse
+            if newest != seen or count:
+                rows = self._db.query(REUSED.format("")) if count else self._db.query(REUSED.format(_SINCE), (seen,))
+                self._reuse = newest, int(rows[0][0])
+            return self._reuse[1]
 
     def _open(self, spent: Spent) -> None:
         with self._db.transaction() as db:

@@ -33,6 +33,7 @@ from mpcd.daemon.network.partner import Partner
 from mpcd.daemon.offline import capacity
 from mpcd.daemon.offline.agreement import Agreement, unit_ids
 from mpcd.daemon.offline.capacity import BATCH, JobEstimate, Store
+from mpcd.daemon.offline.ledger import Stock
 from mpcd.daemon.offline.store import UnitWriter
 from mpcd.daemon.sessions.records import RUNNING
 from mpcd.protocol import preprocessing
@@ -54,6 +55,9 @@ class _Batch:
     """A batch in the making at the model owner."""
 
     peer: str
+    stock: Stock
+    units: list[bytes]
+    finished: asyncio.Event  # our side is, and waits
     told: asyncio.Event  # the data owner's side is ready
     task: asyncio.Task[None]
 
@@ -77,6 +81,7 @@ class Offline:
         self._partner = partner
         self._catalogue = catalogue
         self._agreement = agreement
+        agreement.settle = self._settle
         self._batches: dict[bytes, _Batch] = {}
         self._asked: dict[str, _Asked] = {}
         self.handlers = {
@@ -111,10 +116,10 @@ class Offline:
         if ready is None:
             ready = len(await self._agreement.sync(peer, model))
         free = context.store.free_bytes()
-        fingerprint = context.peers.get(peer).fingerprint
+        peer_id = context.peers.get(peer).id
         choices = await self._choices(peer, store)
         return await aside(
-            capacity.estimate, model.network, DATA_OWNER, images, ready, free, context.records, fingerprint, *choices
+            capacity.estimate, model.network, DATA_OWNER, images, ready, free, context.records, peer_id, *choices
         )
 
     async def make(
@@ -182,7 +187,8 @@ class Offline:
 
             async def half() -> int:
                 nonlocal finished
-                await aside(context.ledger.begin, stock, batch, units)
+                async with self._agreement.lock(peer):
+                    await aside(context.ledger.begin, stock, batch, units)
                 wanted = {
                     "job": batch,
                     "model": model.name,
@@ -295,10 +301,11 @@ class Offline:
         if params.get("session") and self._in_session(peer, params["session"]):
             await aside(context.records.move, params["session"], "offline")
         await aside(context.ledger.begin, stock, batch, units)
-        told = asyncio.Event()
-        task = asyncio.create_task(self._serve_batch(peer, model, batch, units, told, params.get("session"), extension))
+        finished, told = asyncio.Event(), asyncio.Event()
+        half = self._serve_batch(peer, model, batch, units, finished, told, params.get("session"), extension)
+        task = asyncio.create_task(half)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        self._batches[batch] = _Batch(peer, told, task)
+        self._batches[batch] = _Batch(peer, stock, units, finished, told, task)
         return {}
 
     def _in_session(self, peer: str, session: object) -> bool:
@@ -315,6 +322,7 @@ class Offline:
         model: Model,
         batch: bytes,
         units: list[bytes],
+        finished: asyncio.Event,
         told: asyncio.Event,
         session: str | None,
         extension: Extension,
@@ -336,6 +344,7 @@ class Offline:
                     MODEL_OWNER, peer, model, numbers, batch, units, writers, job, progress, extension, kept
                 )
                 await aside(_finish, writers)
+            finished.set()
             try:
                 async with asyncio.timeout(READY_TIMEOUT):
                     await told.wait()
@@ -372,6 +381,18 @@ class Offline:
         store = capacity.store_for(self._context.config.offline.store, estimate.extension)
         seen = estimate.seen_by_peer(store, self._context.store.free_bytes())
         return {**numbers, "estimate": dataclasses.asdict(seen)}
+
+    async def _settle(self, stock: Stock, ready: set[bytes], making: set[bytes]) -> None:
+        """Batches that wait for a word of the data owner that was lost, or that it will not say any more."""
+        waiting = [batch for batch in self._batches.values() if batch.stock == stock and batch.finished.is_set()]
+        for batch in waiting:
+            if ready.issuperset(batch.units):
+                batch.told.set()
+            elif making.isdisjoint(batch.units):
+                batch.task.cancel()
+            else:
+                continue
+            await asyncio.wait([batch.task])
 
     def _batch_of(self, peer: str, params: dict[str, Any]) -> _Batch:
         batch = self._batches.get(params.get("job", b"")) if isinstance(params.get("job"), bytes) else None

@@ -76,7 +76,7 @@ def test_a_full_file(tmp_path):
     ("text", "message"),
     [
         ("nam = 'x'", r"unknown key nam; allowed here: name"),
-        ("[listen]\nprot = 1", r"unknown key listen\.prot; allowed here: listen\.host, listen\.port"),
+        ("[listen]\nprot = 1", r"unknown key listen\.prot; allowed here: listen\.enabled, listen\.host, listen\.port"),
         ("name = 'Not Allowed'", "name = 'Not Allowed' is not allowed: 1 to 63"),
         ("name = 7", "name = 7 is not allowed"),
         ("listen = 1", r"listen must be a table, written \[listen\]"),

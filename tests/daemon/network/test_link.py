@@ -663,7 +663,7 @@ async def greet_by_hand(a, b, fields, then=None):
 
 
 def hello(side, **changes):
-    fields = dataclasses.asdict(greeting.hello_of(side.identity, side.name, "by-hand", greeting.CONTROL))
+    fields = dataclasses.asdict(greeting.hello_of(side.identity.fingerprint, side.name, "by-hand", greeting.CONTROL))
     return {**fields, **changes}
 
 
