@@ -7,7 +7,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
 export NUMBA_NUM_THREADS ?= 1
 
-.PHONY: demo test format clean
+.PHONY: demo test format clean bundle bundle-test
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,13 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# Everything that a machine without internet needs (docs/install.md); BUNDLE=model with torch.
+bundle: $(VENV)/installed
+	systemd/bundle.sh --python $(BIN)/python $(if $(filter model,$(BUNDLE)),--model)
+
+bundle-test: bundle
+	MPCD_BUNDLE=$$(ls -t dist/mpcd-*.tar.gz | head -1) $(BIN)/pytest tests/test_bundle.py
 
 format: $(VENV)/installed
 	$(BIN)/ruff format .

@@ -27,7 +27,7 @@ def parse(name: str) -> configparser.ConfigParser:
 
 
 def test_these_units() -> None:
-    assert {file.name for file in UNITS.iterdir()} == set(NAMES)
+    assert {file.name for file in UNITS.iterdir() if file.suffix in (".service", ".timer")} == set(NAMES)
 
 
 @pytest.fixture
