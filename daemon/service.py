@@ -53,8 +53,8 @@ class Daemon:
             **self.operations.handlers,
         }
         self._exchange = Exchange(self.context)
-        handlers = self.context.audit.watching({**handlers, **self._exchange.handlers})
-        self.net = PeerNetwork(config, keys, peers, handlers, on_connect=self._on_connect)
+        watched = self.context.audit.watching({**handlers, **self._exchange.handlers})
+        self.net = PeerNetwork(config, keys, peers, watched, on_connect=self._on_connect)
         peers.watch(self.context.audit.peers_changed)
         self.context.net = self.net
         self.api = Api(self.context, catalogue, self.offline, self.sessions, self.operations)

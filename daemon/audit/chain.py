@@ -182,7 +182,14 @@ def references(entries: Iterable[Entry]) -> Iterator[tuple[str, str, int, str, i
     for entry in entries:
         if entry.event == "peer.reference":
             given = entry.fields
-            yield (given["session"], given["of"], given["entry"], given["entry_hash"], given["peer_seq"], given["peer_hash"])
+            yield (
+                given["session"],
+                given["of"],
+                given["entry"],
+                given["entry_hash"],
+                given["peer_seq"],
+                given["peer_hash"],
+            )
 
 
 def match(ours: list[Entry], theirs: list[Entry]) -> tuple[int, list[str]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import errno
 import os
 import threading
 from collections.abc import Iterator, Mapping
@@ -19,6 +20,7 @@ from mpcd.daemon import log
 from mpcd.daemon.audit import chain
 from mpcd.daemon.audit.chain import Bad, Entry, Verdict
 from mpcd.daemon.database import Database
+from mpcd.daemon.errors import MpcdError, NotEnough
 from mpcd.daemon.files import CannotWrite
 
 SEGMENT = 16 * 1024 * 1024
@@ -132,14 +134,19 @@ class Journal:
                     (peer_seq, peer_hash, known.session, known.event),
                 )
 
+    def count_references(self) -> tuple[int, int]:
+        """Of our entries that the peer has, too: how many it has told its own of, and how many not yet."""
+        (row,) = self._kept.query("SELECT count(peer_hash), count(*) FROM reference")
+        return int(row[0]), int(row[1]) - int(row[0])
+
     # Reading
 
     def verify(self) -> tuple[Verdict, str]:
         """And in which segment and line of it the first bad line is; '' for none."""
         with self._lock:
             self._require_open()
-            kept = {seq: digest for seq, digest in self._kept.query("SELECT seq, hash FROM reference")}
-            kept |= {seq: digest for seq, digest in self._kept.query("SELECT seq, hash FROM head")}
+            kept = dict(self._kept.query("SELECT seq, hash FROM reference"))
+            kept |= dict(self._kept.query("SELECT seq, hash FROM head"))
             size = self.size()
         verdict = chain.verify(self.read(0, size), kept)
         return verdict, where(segments(self.folder), verdict.bad) if verdict.bad else ""
@@ -181,7 +188,7 @@ class Journal:
             if self._file < 0 or (self._size and full):
                 self._begin_segment(seq)
         except OSError as error:
-            raise CannotWrite.of(self.folder, error) from error
+            raise _cannot_write(self.folder, error) from error
         self._write(data)
         self._last = seq, digest
         with self._kept.transaction() as db:
@@ -202,7 +209,7 @@ class Journal:
                 written += os.write(self._file, data[written:])
             os.fsync(self._file)
         except OSError as error:
-            raise CannotWrite.of(self.folder, error) from error
+            raise _cannot_write(self.folder, error) from error
         self._size += len(data)
         self._whole = True
 
@@ -252,7 +259,7 @@ class Journal:
                 self._append(chain.DAMAGED, {"kept_seq": kept[0][0], "kept_hash": kept[0][1]})
 
     def _holds(self, seq: int, digest: str) -> bool:
-        """Whether the entry that was the last one when this was kept is still there. An end grown since is all right."""
+        """Whether the entry that was the last one when this was kept is still there. The log may have grown since."""
         for file in reversed(segments(self.folder)):
             if int(file.stem) <= seq:
                 with file.open("rb") as opened:
@@ -283,11 +290,21 @@ def where(files: list[Path], bad: Bad) -> str:
     before = 0
     for number, file in enumerate(files, 1):
         with file.open("rb") as opened:
-            lines = sum(1 for _ in chain.lines_of(iter(lambda: opened.read(CHUNK), b"")))  # noqa: B023 - used at once
+            lines = sum(1 for _ in chain.lines_of(iter(lambda: opened.read(CHUNK), b"")))
         if bad.line <= before + lines or number == len(files):
             return f"{file.name} line {bad.line - before}"
         before += lines
     return ""
+
+
+def _cannot_write(folder: Path, error: OSError) -> MpcdError:
+    if error.errno == errno.ENOSPC:
+        return NotEnough(
+            "the disk is full: the audit log cannot be written",
+            "Free some space in the state folder.",
+            peer_text="the disk is full",
+        )
+    return CannotWrite.of(folder, error)
 
 
 def _tail(file: Path) -> tuple[Entry | None, bytes, bool]:
@@ -296,8 +313,8 @@ def _tail(file: Path) -> tuple[Entry | None, bytes, bool]:
     torn: list[bytes] = []
     ended = True
     with file.open("rb") as opened:
-        for line, ended in chain.lines_of(iter(lambda: opened.read(CHUNK), b"")):
-            entry = chain.opened(line)
+        for line, has_end in chain.lines_of(iter(lambda: opened.read(CHUNK), b"")):
+            entry, ended = chain.opened(line), has_end
             if entry is None:
                 torn.append(line)
             else:

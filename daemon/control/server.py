@@ -14,6 +14,7 @@ from typing import Any
 import msgpack
 
 from mpcd.daemon import log
+from mpcd.daemon.control import operator
 from mpcd.daemon.control.jobs import Job, Progress
 from mpcd.daemon.errors import Conflict, InternalError, MpcdError
 
@@ -53,11 +54,18 @@ class Params:
             raise UsageError(f"the parameter {name} is missing")
         return value
 
-    def optional_count(self, name: str) -> int | None:
+    def optional_count(self, name: str, most: int = 1_000_000) -> int | None:
         value: int | None = self._take(name, int, "a whole number")
-        if value is not None and not 1 <= value <= 1_000_000:
-            raise UsageError(f"{name} is {value}, must be 1 to 1000000")
+        if value is not None and not 1 <= value <= most:
+            raise UsageError(f"{name} is {value}, must be 1 to {most}")
         return value
+
+    def position(self, name: str) -> int:
+        """In a file; 0 by default."""
+        value = self._take(name, int, "a whole number")
+        if value is not None and value < 0:
+            raise UsageError(f"{name} is {value}, must be 0 or more")
+        return value or 0
 
     def flag(self, name: str, default: bool = False) -> bool:
         value = self._take(name, bool, "true or false")
@@ -130,6 +138,7 @@ class ControlServer:
         task = asyncio.current_task()
         assert task is not None
         self._connections.add(task)
+        operator.uid.set(operator.uid_of(writer))
         requests: set[asyncio.Task[None]] = set()
         try:
             while True:

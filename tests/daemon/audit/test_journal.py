@@ -11,7 +11,7 @@ import pytest
 
 from mpcd.daemon.audit import chain, journal
 from mpcd.daemon.audit.journal import Journal
-from mpcd.daemon.files import CannotWrite
+from mpcd.daemon.errors import NotEnough
 
 
 @pytest.fixture
@@ -246,7 +246,7 @@ def test_a_disk_that_is_full(log: Journal, folder: Path, monkeypatch: pytest.Mon
 
     monkeypatch.setattr(os, "write", half)
     for _ in range(2):
-        with pytest.raises(CannotWrite, match="No space left"):
+        with pytest.raises(NotEnough, match="audit log"):
             log.append("test", {})
     assert log.head[0] == 1
     monkeypatch.undo()
