@@ -658,10 +658,15 @@ class PeerNetwork:
         pause, earliest = times.retry_first, 0.0
         # Should both sides dial, because the control link is being replaced, then the smaller fingerprint's counts.
         yields = False
+        instance = ""
         try:
             while True:
                 if self._states.get(state.peer.name) is not state:
                     raise self._unreachable(state)
+                if state.link is not None and state.link.theirs.instance != instance:
+                    if instance:  # it knows nothing of this job any more
+                        raise LinkError(f"{state.peer.name} was restarted")
+                    instance = state.link.theirs.instance
                 changed = state.changed
                 if (dialling is None or yields) and (arrived := state.arrived.pop(job, None)) is not None:
                     if await self._take(arrived):

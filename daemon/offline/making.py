@@ -220,6 +220,7 @@ class Offline:
             if cots and seconds > 0:
                 await aside(context.records.learn_rate, stock.peer, capacity.offline_phase(extension), cots / seconds)
             await aside(context.ledger.made, batch, count, seconds, moved)
+            context.meters.batch_seconds.observe(seconds)
             if session is not None:
                 await aside(context.records.spent_time, session, "offline", seconds, moved)
             _log.info("batch ready", peer=peer, model=model.name, units=count, seconds=round(seconds, 1), bytes=moved)
@@ -361,6 +362,7 @@ class Offline:
         finally:
             self._batches.pop(batch, None)
         _log.info("batch ready", peer=peer, model=model.name, units=len(units), bytes=moved)
+        context.meters.batch_seconds.observe(time.monotonic() - began)
         if session is not None:
             await aside(context.records.spent_time, session, "offline", time.monotonic() - began, moved)
 
