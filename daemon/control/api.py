@@ -23,7 +23,8 @@ from mpcd.daemon.offline import capacity
 from mpcd.daemon.offline.ledger import Stock
 from mpcd.daemon.offline.making import Offline
 from mpcd.daemon.report import report
-from mpcd.daemon.sessions import approval
+from mpcd.daemon.sessions import policy
+from mpcd.daemon.sessions.policy import LONGEST
 from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, MODEL_OWNER_ROLE, Session
 from mpcd.daemon.sessions.sessions import Sessions
 from mpcd.daemon.version import PROTOCOL_VERSION, software_version
@@ -120,9 +121,9 @@ class Api:
             if context.peers.find(s.fingerprint) is None
         ]
         try:
-            approval.load(context.policy_file)
+            policy.load(context.policy_file)
         except ConfigError as error:
-            found.append(f"the policy is not used, nothing is approved unasked: {error}")
+            found.append(f"the policy has a mistake, so nothing runs and nothing is reported: {error}")
         states = [(peer.name, context.net.status(peer.name)) for peer in context.peers.list()]
         found += [f"{name} is not connected: {state.error}" for name, state in states if state.error]
         if reused := await aside(context.ledger.reuse_count):
@@ -343,9 +344,10 @@ class Api:
     async def _session_start(self, params: Params, job: Job) -> Result:
         peer, model, dataset = params.text("peer"), params.text("model"), params.text("dataset")
         images, reveal = params.optional_count("images"), params.optional_text("reveal") or "scores"
+        expires = params.optional_count("expires_seconds", LONGEST)
         estimate_only = params.flag("estimate_only")
         params.end()
-        session, estimate = await self._sessions.start(peer, model, dataset, images, reveal, estimate_only)
+        session, estimate = await self._sessions.start(peer, model, dataset, images, reveal, expires, estimate_only)
         result: Result = {"estimate": dataclasses.asdict(estimate)}
         if session is not None:
             result["session"] = self._sessions.describe(session)
@@ -372,7 +374,8 @@ class Api:
         return self._shown(await self._sessions.cancel(_session_id(params)))
 
     async def _session_approve(self, params: Params, job: Job) -> Result:
-        return self._shown(await self._sessions.approve(_session_id(params)))
+        digest = params.optional_text("approval")
+        return self._shown(await self._sessions.approve(_session_id(params), digest))
 
     async def _session_deny(self, params: Params, job: Job) -> Result:
         reason = params.optional_text("reason") or ""

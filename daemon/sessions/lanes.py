@@ -22,6 +22,7 @@ from mpcd.daemon.offline.agreement import Agreement
 from mpcd.daemon.offline.capacity import BATCH
 from mpcd.daemon.offline.making import Offline
 from mpcd.daemon.sessions import flight
+from mpcd.daemon.sessions.admission import Admission
 from mpcd.daemon.sessions.flight import Flight
 from mpcd.daemon.sessions.inference import infer, remove_spent
 from mpcd.daemon.sessions.live import LiveSessions
@@ -65,9 +66,16 @@ class Lanes:
     """Each lane does one image after the other. Calls ``session.image``."""
 
     def __init__(
-        self, context: Context, agreement: Agreement, partner: Partner, offline: Offline, live: LiveSessions
+        self,
+        context: Context,
+        agreement: Agreement,
+        partner: Partner,
+        offline: Offline,
+        admission: Admission,
+        live: LiveSessions,
     ) -> None:
         self._context = context
+        self._admission = admission
         self._agreement = agreement
         self._partner = partner
         self._offline = offline
@@ -99,10 +107,10 @@ class Lanes:
         if turn.error is not None:
             raise turn.error
         if turn.landed:
-            fingerprint = self._agreement.stock(turn.peer, turn.model).peer
+            peer_id = self._agreement.stock(turn.peer, turn.model).peer
             cots = (await aside(preprocessing.estimate, turn.model.network, turn.landed, BATCH)).cots
             if cots and turn.seconds > 0:
-                await aside(self._context.records.learn_rate, fingerprint, "online", cots / turn.seconds)
+                await aside(self._context.records.learn_rate, peer_id, "online", cots / turn.seconds)
 
     async def _lane(self, turn: Turn, place: int, width: int) -> None:
         if place:
@@ -125,6 +133,7 @@ class Lanes:
         context, records, id, peer = self._context, self._context.records, turn.id, turn.peer
         stock = self._agreement.stock(peer, turn.model)
         self._live.check_draining()
+        await aside(self._admission.check, records.get(id))
         if not await aside(context.ledger.ready_units, stock):
             return False
         image = await turn.load(number)
@@ -168,6 +177,7 @@ class Lanes:
             turn.landed += 1
             turn.seconds += seconds
             await aside(records.spent_time, id, "online", seconds, moved)
+            context.meters.image_seconds.observe(seconds)
             return True
         finally:
             turn.flight.lost(unit_job)

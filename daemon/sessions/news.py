@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+import time
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from mpcd.daemon import log
 from mpcd.daemon.context import Context, aside
-from mpcd.daemon.errors import Conflict, MpcdError, NotFound, ProtocolViolation
+from mpcd.daemon.errors import Conflict, MpcdError, NotFound, ProtocolViolation, Refused
 from mpcd.daemon.network.greeting import printable
 from mpcd.daemon.sessions.live import LiveSessions
-from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, Session
+from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, FINAL, MODEL_OWNER_ROLE, Session
 
-RECENT = 200  # sessions whose end is told again when the peer connects
+UNKNOWN = "unknown"
+PAGE = 200  # sessions in a message
+REMEMBERED = 90 * 86400.0  # seconds for which an end is told again, once after each start and connection
+
+T = TypeVar("T")
 
 _log = log.get("sessions")
 
@@ -25,7 +31,8 @@ class News:
         self._context = context
         self._live = live
         self._background: set[asyncio.Task[None]] = set()
-        self.handlers = {"session.states": self._serve_states}
+        self._told: dict[str, float] = {}  # by peer, until when it knows what ended
+        self.handlers = {"session.states": self._serve_states, "session.ask": self._serve_ask}
 
     async def stop(self) -> None:
         for task in self._background:
@@ -45,27 +52,49 @@ class News:
             await aside(self._context.records.set_told, id, error.for_peer()["message"])
             session = await aside(self._context.records.move, id, "failed", str(error))
             _log.error("session failed", session=id, reason=str(error))
+            await self._live.end(session)
             self.tell(session.peer, [session])
 
     def tell(self, peer: str, sessions: list[Session]) -> None:
         """Best effort: what the peer misses it is told when it connects the next time."""
-        if not sessions or not self._context.net.connected(peer):
-            return
-        task = asyncio.create_task(self._tell(peer, sessions))
+        if sessions and self._context.net.connected(peer):
+            self._in_background(self._tell(peer, sessions))
+
+    def catch_up(self, peer: str) -> None:
+        """With a peer that has just connected: tell what ended meanwhile, and ask what became of the rest."""
+        self._in_background(self._catch_up(peer))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        async def quietly() -> None:
+            with contextlib.suppress(MpcdError):
+                await work
+
+        task = asyncio.create_task(quietly())
         self._background.add(task)
         task.add_done_callback(self._background.discard)
 
-    def tell_ended(self, peer: str) -> None:
-        ended = [s for s in self._context.records.all() if s.peer == peer and s.over]
-        self.tell(peer, ended[:RECENT])
+    async def _catch_up(self, peer: str) -> None:
+        now = time.time()
+        ended = await aside(self._context.records.ended, peer, self._told.get(peer, now - REMEMBERED))
+        for page in _pages(ended):
+            await self._tell(peer, page)
+        self._told[peer] = now
+        unfinished = [session.id for session in await aside(self._context.records.open) if session.peer == peer]
+        for ids in _pages(unfinished):
+            answer = await self._context.net.call(peer, "session.ask", {"sessions": ids})
+            await self._take(peer, answer.get("states"))
 
     async def _tell(self, peer: str, sessions: list[Session]) -> None:
-        states = [
-            {"session": s.id, "state": s.state, "reason": await aside(self.reason_told, s), "by": s.approved_by}
-            for s in sessions
-        ]
-        with contextlib.suppress(MpcdError):
-            await self._context.net.call(peer, "session.states", {"states": states})
+        states = [await aside(self._entry, session) for session in sessions]
+        await self._context.net.call(peer, "session.states", {"states": states})
+
+    def _entry(self, session: Session) -> dict[str, Any]:
+        return {
+            "session": session.id,
+            "state": session.state,
+            "reason": self.reason_told(session),
+            "by": session.approved_by,
+        }
 
     def reason_told(self, session: Session) -> str:
         """The reason for a session's state, in words for the peer: the record's may name files or quote errors."""
@@ -77,26 +106,52 @@ class News:
             return self._context.records.told(session.id) or f"it failed at the {session.role}'s side"
         return ""
 
+    async def _serve_ask(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
+        """What became of the peer's sessions here."""
+        ids = params.get("sessions")
+        if not isinstance(ids, list) or len(ids) > PAGE:
+            raise ProtocolViolation("session.ask is malformed")
+        return {"states": [await aside(self._state_of, peer, str(id)[:64]) for id in ids]}
+
+    def _state_of(self, peer: str, id: str) -> dict[str, Any]:
+        with contextlib.suppress(NotFound):
+            session = self._context.records.get(id)
+            if session.peer == peer:
+                return self._entry(session)
+        return {"session": id, "state": UNKNOWN}
+
     async def _serve_states(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
-        """What became of sessions at the peer; what its role may not decide is passed over."""
-        states = params.get("states")
-        if not isinstance(states, list) or len(states) > RECENT:
-            raise ProtocolViolation("session.states is malformed")
-        records = self._context.records
-        for entry in states:
-            if not isinstance(entry, dict):
-                raise ProtocolViolation("session.states is malformed")
-            state, reason = entry.get("state"), printable(entry.get("reason"), 500)
-            with contextlib.suppress(NotFound, Conflict):
-                session = records.get(str(entry.get("session")))
-                if session.peer != peer or session.over:
-                    continue
-                theirs = {"failed", "cancelled"}
-                theirs |= {"denied", "approved"} if session.role == DATA_OWNER_ROLE else {"done"}
-                if state not in theirs:
-                    continue
-                session = await aside(records.move, session.id, state, reason, printable(entry.get("by"), 60))
-                if session.over:
-                    await self._live.end(session)
-                self._live.wake(session.id)
+        await self._take(peer, params.get("states"))
         return {}
+
+    async def _take(self, peer: str, states: object) -> None:
+        """What became of sessions at the peer; what its role may not decide is passed over."""
+        if not isinstance(states, list) or len(states) > PAGE or not all(isinstance(entry, dict) for entry in states):
+            raise ProtocolViolation("session.states is malformed")
+        for entry in states:
+            with contextlib.suppress(NotFound, Conflict):
+                session = await aside(self._context.records.get, str(entry.get("session")))
+                if session.peer == peer:
+                    await self._take_one(session, entry)
+
+    async def _take_one(self, session: Session, entry: dict[str, Any]) -> None:
+        records, state, reason = self._context.records, entry.get("state"), printable(entry.get("reason"), 500)
+        theirs = {"failed", "cancelled"}
+        theirs |= {"denied", "approved"} if session.role == DATA_OWNER_ROLE else {"done"}
+        if state == UNKNOWN and session.role == MODEL_OWNER_ROLE and not session.over:
+            await self.fail(session.id, Refused("the data owner has no record of this session any more"))
+        if not isinstance(state, str) or state not in theirs:
+            return
+        if session.over:
+            # The two sides ended it in different ways before they heard of each other.
+            if state in FINAL and (state != "done" or await aside(records.all_revealed, session.id)):
+                await aside(records.outrank, session.id, state, reason)
+            return
+        if state != "approved":  # that, and what it binds, comes as the answer to the proposal, which is made again
+            by = printable(entry.get("by"), 60)
+            await self._live.end(await aside(records.move, session.id, state, reason, by))
+        self._live.wake(session.id)
+
+
+def _pages(items: list[T]) -> list[list[T]]:
+    return [items[at : at + PAGE] for at in range(0, len(items), PAGE)]

@@ -4,6 +4,8 @@ A session's state moves along the arrows only (a trigger sees to it); an image's
 
     proposed -> approved -> offline <-> online -> done
     proposed -> denied                  any but the final -> failed | cancelled
+
+Where the two sides came to different ends before they heard of each other, both take the one that ``RANK`` puts higher.
 """
 
 from __future__ import annotations
@@ -14,18 +16,24 @@ import sqlite3
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from mpcd.daemon.database import Database, run_script
 from mpcd.daemon.errors import Conflict, NotFound, Refused
+from mpcd.daemon.sessions.binding import Binding
+from mpcd.daemon.sessions.policy import Asked
 from mpcd.daemon.sessions.terms import Terms
 
 DATA_OWNER_ROLE = "data-owner"
 MODEL_OWNER_ROLE = "model-owner"
 FINAL = ("done", "denied", "failed", "cancelled")
 RUNNING = ("approved", "offline", "online")
-MOST_AGAIN = 2  # times that one image's scores are revealed once more: the data owner crashed before it wrote them down
-MOST_REPEATS = 8  # of these in a session: a query beyond the agreed ones each
+OPEN = ("proposed", *RUNNING)
+RANK = {"failed": 1, "denied": 2, "cancelled": 3, "done": 4}
+# An image's scores are revealed once more when the data owner crashed before it wrote them down. The model owner cannot
+# know that it is the same image: each counts as a query beyond the agreed ones.
+MOST_AGAIN = 3  # of one image
+MOST_REPEATS = 8  # of a session, and one more for every ten images
 
 # IF NOT EXISTS, as there are files from before formats were counted.
 _FORMAT_1 = """
@@ -106,12 +114,38 @@ def _format_1(db: sqlite3.Connection) -> None:
     run_script(db, _FORMAT_1)
 
 
-STEPS = (_format_1,)  # see daemon/database.py: add at the end, change none
+_FORMAT_2 = """
+ALTER TABLE session ADD COLUMN peer_id TEXT NOT NULL DEFAULT '';
+ALTER TABLE session ADD COLUMN bound TEXT NOT NULL DEFAULT '';
+CREATE INDEX session_open ON session (state) WHERE state IN ('proposed', 'approved', 'offline', 'online');
+CREATE TRIGGER bound_stays BEFORE UPDATE OF bound, peer_id ON session
+WHEN (OLD.bound NOT IN ('', NEW.bound) AND OLD.state <> 'proposed') OR NEW.peer_id <> OLD.peer_id BEGIN
+    SELECT RAISE(ABORT, 'what was agreed stays');
+END;
+DROP TRIGGER session_moves;
+CREATE TRIGGER session_moves BEFORE UPDATE OF state ON session BEGIN
+    SELECT RAISE(ABORT, 'no such way from this state') WHERE OLD.state <> NEW.state AND (
+        NEW.state = 'proposed'
+        OR (NEW.state IN ('approved', 'denied') AND OLD.state NOT IN ('proposed', 'failed'))
+        OR (NEW.state = 'approved' AND OLD.state = 'failed')
+        OR (NEW.state IN ('offline', 'online', 'done') AND OLD.state = 'proposed')
+        OR (NEW.state IN ('offline', 'online', 'failed') AND OLD.state IN ('done', 'denied', 'failed', 'cancelled'))
+        OR (NEW.state = 'cancelled' AND OLD.state = 'done')
+    );
+END;
+"""
+
+
+def _format_2(db: sqlite3.Connection) -> None:
+    run_script(db, _FORMAT_2)
+
+
+STEPS = (_format_1, _format_2)  # see daemon/database.py: add at the end, change none
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Session:
-    """One row. ``own``: what is nobody else's business (the data set's name, its images)."""
+    """One row. ``own``: what is nobody else's business (the data set's name). ``bound``: by the approval."""
 
     id: str
     role: str
@@ -120,6 +154,8 @@ class Session:
     reason: str
     terms: Terms
     own: dict[str, Any]
+    peer_id: str
+    bound: Binding | None
     approved_by: str
     peer_software: str
     attempts: int
@@ -138,23 +174,38 @@ class Session:
         return self.state in FINAL
 
 
+class Witness(Protocol):
+    """Is told of what is about to be written, and keeps it from being written by raising (daemon/audit)."""
+
+    def proposed(self, session: Session) -> None: ...
+    def moved(self, before: Session, after: Session, told: str, revealed: int) -> None: ...
+    def revealed(self, session: Session, image: int, count: int) -> None: ...
+
+
 class Records:
     """Thread-safe. Writing waits for the disk."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, witness: Witness | None = None) -> None:
         self._db = Database(path, STEPS)
+        self._witness = witness
 
     def close(self) -> None:
         self._db.close()
 
-    def add(self, id: str, role: str, peer: str, terms: Terms, own: dict[str, Any], software: str) -> Session:
+    def add(
+        self, id: str, role: str, peer: str, terms: Terms, own: dict[str, Any], software: str, peer_id: str = ""
+    ) -> Session:
+        """``peer_id``: of the peer as it is known now, whatever bears its name later."""
         with self._db.transaction() as db:
             db.execute(
-                "INSERT INTO session (id, role, peer, state, terms, own, peer_software, created) "
-                "VALUES (?, ?, ?, 'proposed', ?, ?, ?, ?)",
-                (id, role, peer, json.dumps(terms.as_dict()), json.dumps(own), software, time.time()),
+                "INSERT INTO session (id, role, peer, state, terms, own, peer_software, created, peer_id) "
+                "VALUES (?, ?, ?, 'proposed', ?, ?, ?, ?, ?)",
+                (id, role, peer, json.dumps(terms.as_dict()), json.dumps(own), software, time.time(), peer_id),
             )
-        return self.get(id)
+            session = self.get(id)
+            if self._witness is not None:
+                self._witness.proposed(session)
+        return session
 
     def get(self, id: str) -> Session:
         """Raises NotFound."""
@@ -178,11 +229,29 @@ class Records:
         """Newest first."""
         return self._select("ORDER BY created DESC")
 
+    def open(self) -> list[Session]:
+        """Those that are not over, newest first."""
+        return self._select(f"WHERE state IN {OPEN} ORDER BY created DESC")
+
+    def ended(self, peer: str, since: float) -> list[Session]:
+        """Those with this peer that ended after ``since``, the earliest first."""
+        return self._select("WHERE peer = ? AND finished >= ? ORDER BY finished", peer, since)
+
     def move(self, id: str, state: str, reason: str = "", approved_by: str | None = None) -> Session:
         """Raises Conflict when the session's state does not allow it. To the state it has: only the reason changes."""
+        return self._move(id, (*OPEN, state), state, reason, approved_by)
+
+    def outrank(self, id: str, state: str, reason: str) -> Session:
+        """Give an ended session the other side's end. Raises Conflict where ours ranks as high."""
+        return self._move(id, [each for each in FINAL if RANK[each] < RANK[state]], state, reason, None)
+
+    def _move(self, id: str, old: Sequence[str], state: str, reason: str, approved_by: str | None) -> Session:
         now = time.time()
         try:
             with self._db.transaction() as db:
+                before = self.get(id)
+                if before.state not in old:
+                    raise Conflict(f"session {id[:12]} is {before.state}: it cannot become {state}")
                 db.execute(
                     "UPDATE session SET state = ?, reason = ?, approved_by = coalesce(?, approved_by), "
                     "approved = CASE WHEN ? AND approved IS NULL THEN ? ELSE approved END, "
@@ -196,9 +265,21 @@ class Records:
                         id,
                     ),
                 )
+                after = self.get(id)
+                if self._witness is not None and after.state != before.state:
+                    self._witness.moved(before, after, self.told(id), self.revealed(id))
         except sqlite3.IntegrityError as error:
             raise Conflict(f"session {id[:12]} is {self.get(id).state}: it cannot become {state}") from error
-        return self.get(id)
+        return after
+
+    def bind(self, id: str, binding: Binding) -> None:
+        """What the approval binds, before it is given. Raises Conflict where a given one binds something else."""
+        bound = json.dumps(dataclasses.asdict(binding))
+        try:
+            with self._db.transaction() as db:
+                db.execute("UPDATE session SET bound = ? WHERE id = ?", (bound, id))
+        except sqlite3.IntegrityError:
+            raise Conflict(f"the approval of session {id[:12]} binds something else") from None
 
     def note(self, id: str, reason: str) -> None:
         """What it waits for or last met with; the state stays."""
@@ -233,13 +314,19 @@ class Records:
         with self._db.transaction() as db:
             self.check_reveal(id, number)
             db.execute("INSERT INTO reveal VALUES (?, ?, ?)", (id, number, time.time()))
+            if self._witness is not None:
+                self._witness.revealed(self.get(id), number, self.revealed(id))
+
+    def revealed(self, id: str) -> int:
+        """How many times this side's share of an image's scores went out."""
+        return int(self._db.query("SELECT count(*) FROM reveal WHERE session = ?", (id,))[0][0])
 
     def check_reveal(self, id: str, number: int) -> None:
         """Raise Refused where ``reveal`` would."""
         counts = dict(self._db.query("SELECT number, count(*) FROM reveal WHERE session = ? GROUP BY 1", (id,)))
         again = counts.get(number, 0)
         repeats = sum(counts.values()) - len(counts)
-        if again > MOST_AGAIN or (again and repeats >= MOST_REPEATS):
+        if again > MOST_AGAIN or (again and repeats >= MOST_REPEATS + self.get(id).terms.images // 10):
             raise Refused(
                 f"session {id[:12]}: the scores of image {number} were revealed {again} times,"
                 f" and {repeats} of this session's a second time or more",
@@ -259,18 +346,29 @@ class Records:
         rows = self._db.query("SELECT number, logits FROM image WHERE session = ?", (id,))
         return {row["number"]: None if row["logits"] is None else json.loads(row["logits"]) for row in rows}
 
-    def images_asked(self, peer: str, model_commitment: str) -> int:
-        """Images of this peer's sessions with this model that were approved, whatever became of them; where more
-        scores than that were revealed, those."""
+    def asked(self, peer: str, peer_id: str, model: str, model_commitment: str, since: float = 0) -> Asked:
+        """This peer's sessions with this model that were approved, whatever became of them, and their images; where
+        more scores than that were revealed, those.
+
+        A peer or model that was removed and added again is the same by its name, one under another name by its key or
+        commitment. ``since``: only sessions that were approved or went on after this time.
+        """
         revealed = dict(self._db.query("SELECT session, count(*) FROM reveal GROUP BY 1"))
-        return sum(
+        images = [
             max(session.terms.images, session.done, revealed.get(session.id, 0))
             for session in self.all()
             if session.role == MODEL_OWNER_ROLE
-            and session.peer == peer
-            and session.terms.model_commitment == model_commitment
-            and session.state not in ("proposed", "denied")
-        )
+            and (session.peer == peer or (peer_id and session.peer_id == peer_id))
+            and (session.terms.model == model or session.terms.model_commitment == model_commitment)
+            and (session.approved is not None or session.attempts or session.state in (*RUNNING, "done"))
+            and (not session.over or (session.finished or 0) >= since)
+        ]
+        return Asked(sum(images), len(images))
+
+    def all_revealed(self, id: str) -> bool:
+        """Model owner: whether the scores of every image went out."""
+        rows = self._db.query("SELECT count(DISTINCT number) FROM reveal WHERE session = ?", (id,))
+        return int(rows[0][0]) >= self.get(id).terms.images
 
     def learn_rate(self, peer: str, phase: str, per_second: float) -> None:
         """A measured speed with a peer; newer measurements count half."""
@@ -295,5 +393,6 @@ class Records:
             fields = {name: row[name] for name in row.keys()}  # noqa: SIM118 - a Row iterates over values
             fields["terms"] = Terms(**json.loads(fields["terms"]))
             fields["own"] = json.loads(fields["own"])
+            fields["bound"] = Binding(**json.loads(fields["bound"])) if fields["bound"] else None
             sessions.append(Session(**fields))
         return sessions

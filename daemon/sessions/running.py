@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import deque
 
 from mpcd.daemon import log
@@ -22,14 +23,18 @@ from mpcd.daemon.errors import (
 from mpcd.daemon.network.greeting import printable
 from mpcd.daemon.offline.capacity import BATCH
 from mpcd.daemon.offline.making import Offline
+from mpcd.daemon.sessions.admission import Admission, PeerChanged
 from mpcd.daemon.sessions.asking import Asking
 from mpcd.daemon.sessions.lanes import Lanes, Turn
 from mpcd.daemon.sessions.live import LiveSessions
 from mpcd.daemon.sessions.news import News
+from mpcd.daemon.sessions.policy import NotNow
 from mpcd.daemon.sessions.records import FINAL, Session
 
 ASK_AGAIN = 30.0  # whether a proposal was decided; the peer also tells by itself
 NO_ROOM_PAUSE = 30.0
+NOT_NOW_PAUSE = 30.0
+MARGIN = 1.0  # seconds before the model owner's hours end, in which no image begins: it would cost its unit
 PASSING = (
     "not_enough",
     "ledger",
@@ -52,6 +57,7 @@ class Running:
         context: Context,
         catalogue: Catalogue,
         offline: Offline,
+        admission: Admission,
         asking: Asking,
         lanes: Lanes,
         live: LiveSessions,
@@ -60,6 +66,7 @@ class Running:
         self._context = context
         self._catalogue = catalogue
         self._offline = offline
+        self._admission = admission
         self._asking = asking
         self._lanes = lanes
         self._live = live
@@ -92,12 +99,18 @@ class Running:
                     raise
                 except LinkError as error:
                     obstacle: Exception = error
+                except NotNow as error:
+                    await self._wait(session, job, str(error))
+                    continue
                 except PeerError as error:
+                    if error.code == NotNow.code:
+                        await self._wait(session, job, f"{session.peer}: {error}")
+                        continue
                     if error.code not in PASSING:
                         await self._news.fail(id, error)
                         return
                     obstacle = error
-                except (BadInput, Mismatch, Refused, Conflict) as error:
+                except (BadInput, Mismatch, PeerChanged, Refused, Conflict) as error:
                     await self._news.fail(id, error)
                     return
                 except Exception as error:
@@ -135,6 +148,7 @@ class Running:
             if session.state == "proposed":
                 await self._live.sleep(id, ASK_AGAIN)
             return
+        await aside(self._admission.check, session)
         model = await self._catalogue.get(peer, terms.model)
         terms.check_model(model)
         dataset = await aside(context.library.dataset, session.own["dataset"])
@@ -152,6 +166,8 @@ class Running:
                 raise Refused("the model owner holds this session for finished")
             await aside(records.move, id, answer["state"], printable(answer.get("reason"), 500))
             return
+        await self._asking.take_approval(id, answer)
+        until = time.monotonic() + _seconds(answer.get("seconds")) - MARGIN
         await aside(records.note, id, "")
         estimate = await self._asking.estimate(peer, model, terms.images - session.done)
         self._asking.check_room(estimate)
@@ -160,19 +176,35 @@ class Running:
         missing = deque(n for n in range(terms.images) if n not in records.results(id))
         total = len(missing)
         _log.info("images begin", session=id, images=total, in_flight=width, units_ready=estimate.ready)
-        while missing:
+        while missing and time.monotonic() < until:
             async with context.jobs.processor(job):
-                turn = Turn(records.get(id), model, dataset, missing, job)
+                turn = Turn(records.get(id), model, dataset, missing, job, until)
                 await self._lanes.run(turn, width, careful)
             careful = careful and not turn.landed
-            if missing and turn.short:
+            if missing and turn.short and time.monotonic() < until:
                 await aside(records.move, id, "offline")
+                await aside(self._admission.check, records.get(id))
                 count = min(BATCH, len(missing))
                 await self._offline.make_batch(peer, model, count, job, id, total - len(missing), total)
+        if missing:
+            return  # it is too late in the day: asked again, both sides say until when
         _log.info("session done", session=id)
         await self._news.end(id, "done", "")
+
+    async def _wait(self, session: Session, job: Job, why: str) -> None:
+        """For a time of the day, or the mending of a policy: no fault, however long."""
+        if session.reason != why:
+            _log.info("session waits", session=session.id, reason=why, done=session.done)
+            await aside(self._context.records.note, session.id, why)
+        job.report("waiting", session.done, session.terms.images, why)
+        await self._live.sleep(session.id, NOT_NOW_PAUSE)
 
     async def _connected(self, session: Session, job: Job) -> None:
         while not self._context.net.connected(session.peer):
             job.report("waiting", session.done, session.terms.images, f"for {session.peer} to be connected")
             await self._live.sleep(session.id, ASK_AGAIN)
+
+
+def _seconds(given: object) -> float:
+    """How long the peer says that it will serve; no limit where it says none."""
+    return max(0.0, float(given)) if isinstance(given, int | float) and not isinstance(given, bool) else float("inf")

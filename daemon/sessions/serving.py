@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import functools
+import math
+import time
 from typing import Any
 
 import numpy as np
@@ -20,12 +22,14 @@ from mpcd.daemon.offline.agreement import Agreement
 from mpcd.daemon.offline.capacity import BATCH
 from mpcd.daemon.offline.ledger import LedgerError
 from mpcd.daemon.sessions import flight
+from mpcd.daemon.sessions.admission import Admission
 from mpcd.daemon.sessions.flight import Flight
 from mpcd.daemon.sessions.inference import infer, remove_spent
 from mpcd.daemon.sessions.live import LiveSessions, settle
 from mpcd.daemon.sessions.news import News
+from mpcd.daemon.sessions.policy import DAY, LONGEST, Policy
 from mpcd.daemon.sessions.records import MODEL_OWNER_ROLE, RUNNING, Session
-from mpcd.daemon.sessions.terms import Proposal
+from mpcd.daemon.sessions.terms import Proposal, Terms
 from mpcd.protocol import preprocessing
 from mpcd.protocol.channel import MODEL_OWNER
 from mpcd.protocol.network import PrivateNumbers
@@ -56,9 +60,16 @@ class Serving:
     """Answers ``session.propose``, ``session.begin`` and ``session.image``."""
 
     def __init__(
-        self, context: Context, agreement: Agreement, partner: Partner, live: LiveSessions, news: News
+        self,
+        context: Context,
+        agreement: Agreement,
+        partner: Partner,
+        admission: Admission,
+        live: LiveSessions,
+        news: News,
     ) -> None:
         self._context = context
+        self._admission = admission
         self._agreement = agreement
         self._partner = partner
         self._live = live
@@ -76,11 +87,34 @@ class Serving:
 
     # Deciding
 
-    async def approve(self, beginning: str) -> Session:
-        found = self._ours_to_decide(beginning)
-        session = await aside(self._context.records.move, found.id, "approved", "", "operator")
+    async def approve(self, beginning: str, digest: str | None) -> Session:
+        """Of what was shown with this ``digest``. Raises Conflict where it would bind something else by now."""
+        async with self._approving:
+            session = self._ours_to_decide(beginning)
+            if session.state == "proposed":
+                now = self._admission.bind(session).digest(session.terms)
+                if digest not in (None, now):
+                    raise Conflict(
+                        f"the approval of session {session.id[:12]} would bind something else by now: {now}",
+                        "look at it again with `mpcctl session show`",
+                    )
+                self._check_terms(session)
+            session = await self._approve(session, "operator")
         self._news.tell(session.peer, [session])
         return session
+
+    async def _approve(self, session: Session, by: str) -> Session:
+        """First what it binds, then that it is given."""
+        if session.state == "proposed":
+            await aside(self._context.records.bind, session.id, self._admission.bind(session))
+        return await aside(self._context.records.move, session.id, "approved", "", by)
+
+    def _check_terms(self, session: Session) -> None:
+        """Raise unless our policy lets this session be approved by anybody."""
+        policy, terms = self._context.policy, session.terms
+        policy.check_usable()
+        self._admission.check_peer(session)
+        check_terms(policy, terms)
 
     async def deny(self, beginning: str, reason: str) -> Session:
         found = self._ours_to_decide(beginning)
@@ -95,31 +129,49 @@ class Serving:
     async def _serve_propose(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
         context = self._context
         proposal = Proposal.parse(params)
-        id, terms = proposal.id, proposal.terms
+        id, terms, known = proposal.id, proposal.terms, context.peers.get(peer)
         model = await aside(context.library.model, terms.model)
         terms.check_model(model)
-        if terms.reveal != "scores" or terms.images < 1:
-            raise Refused("a session reveals scores, of one image or more")
+        policy = await aside(lambda: context.policy)
         async with self._approving:
             try:
                 session = context.records.get(id)
             except NotFound:
+                check_terms(policy, terms)
                 waiting = [s for s in context.records.all() if s.peer == peer and s.state == "proposed"]
                 if len(waiting) >= MOST_PROPOSED:
                     raise Refused(
                         f"{len(waiting)} sessions of {peer} wait for approval already",
                         "cancel some, or have them decided",
                     ) from None
-                session = await aside(context.records.add, id, MODEL_OWNER_ROLE, peer, terms, {}, proposal.software)
+                session = await aside(
+                    context.records.add, id, MODEL_OWNER_ROLE, peer, terms, {}, proposal.software, known.id
+                )
                 _log.info("session proposed", session=id, peer=peer, model=terms.model, images=terms.images)
             if session.peer != peer or session.role != MODEL_OWNER_ROLE or session.terms != terms:
                 raise Refused("this session's id belongs to another session")
             if session.state == "proposed":
-                used = await aside(context.records.images_asked, peer, model.commitment)
-                if context.policy.approves(peer, terms.model, terms.reveal, terms.images, used):
-                    session = await aside(context.records.move, id, "approved", "", "policy")
+                await aside(context.records.set_peer_software, id, proposal.software)
+                session = context.records.get(id)
+                self._admission.check_peer(session)
+                if not policy.mistake and await aside(self._by_a_rule, policy, session):
+                    session = await self._approve(session, "policy")
                     _log.info("session approved by policy", session=id, peer=peer)
         return self._answer(session)
+
+    def _by_a_rule(self, policy: Policy, session: Session) -> bool:
+        terms = session.terms
+        if terms.expires <= time.time():
+            return False
+        for rule in policy.rules:
+            if rule.covers(session.peer, terms.model, terms.reveal, terms.images):
+                since = 0.0 if rule.per is None else time.time() - rule.per
+                asked = self._context.records.asked(
+                    session.peer, session.peer_id, terms.model, terms.model_commitment, since
+                )
+                if rule.leaves_room(terms.images, asked):
+                    return True
+        return False
 
     # Beginning
 
@@ -130,16 +182,24 @@ class Serving:
         id = proposal.id
         session = self._of(peer, id)
         session.terms.check_same(proposal.terms)
+        left = None
         if not session.over:
             model = await aside(context.library.model, session.terms.model)
             session.terms.check_model(model)
             if session.state == "proposed":
                 raise Refused(f"session {id[:12]} is not approved")
+            await aside(context.records.set_peer_software, id, proposal.software)
+            session = context.records.get(id)
             memory = (await aside(preprocessing.estimate, model.network, 1, BATCH)).memory_bytes
             capacity.check_memory(memory, context.config.limits.memory_gib)
-            await aside(context.records.set_peer_software, id, proposal.software)
+            left = await self._may_go_on(session)
             self._live.of(id).granted = self._grant(id, model, params.get("in_flight"))
-        return {**self._answer(session), "in_flight": self._live.granted(id)}
+        return {**self._answer(session), "in_flight": self._live.granted(id), "seconds": left}
+
+    async def _may_go_on(self, session: Session) -> int | None:
+        """For how many seconds; None: without an end. Raises NotNow and what else Admission.check raises."""
+        left = await aside(self._admission.check, session)
+        return None if math.isinf(left) else int(left)
 
     def _grant(self, id: str, model: Model, wanted: object) -> int:
         """How many images of a session are served at the same time: what our limits and other sessions leave."""
@@ -170,6 +230,7 @@ class Serving:
                 f"session {session.id[:12]} has taken {session.attempts} attempts for {session.terms.images} images",
                 "start a new session",
             )
+        await self._may_go_on(session)
         await aside(context.records.check_reveal, session.id, number)
         self._live.check_draining()
         model = await aside(context.library.model, session.terms.model)
@@ -264,6 +325,7 @@ class Serving:
                 reader.close()
             seconds = ours.landed(unit_job, first)
             await aside(context.records.spent_time, id, "online", seconds, moved)
+            context.meters.image_seconds.observe(seconds)
         finally:
             ours.lost(unit_job)
             if not ours.jobs:
@@ -283,8 +345,30 @@ class Serving:
 
     def _answer(self, session: Session) -> dict[str, Any]:
         return {
+            "approval": None if session.bound is None else session.bound.told(session.terms),
             "state": session.state,
             "reason": self._news.reason_told(session),
             "approved_by": session.approved_by,
             "software": self._context.software,
         }
+
+
+def check_terms(policy: Policy, terms: Terms) -> None:
+    """Raise Refused unless the model owner may approve such a session at all, asked or not."""
+    if terms.reveal != "scores" or terms.images < 1:
+        raise Refused("a session reveals scores, of one image or more")
+    if terms.images < policy.cohort.min_images:
+        raise Refused(
+            f"{terms.images} images asked for, the model owner's policy serves no session of fewer than"
+            f" {policy.cohort.min_images}",
+            "take more images",
+        )
+    longest, remaining = policy.expires or LONGEST, terms.expires - time.time()
+    if remaining <= 0:
+        raise Refused("by the model owner's clock the session has expired", "see that both clocks are right")
+    if remaining > longest + DAY:  # clocks differ
+        raise Refused(
+            f"a session that expires in {remaining / DAY:.0f} days is asked for, the model owner's policy allows"
+            f" {longest / DAY:.0f}",
+            "ask for less, with --expires",
+        )

@@ -19,11 +19,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from typing import Any
 
 from mpcd.daemon import log
 from mpcd.daemon.catalogue import Catalogue
-from mpcd.daemon.context import Context
+from mpcd.daemon.context import Context, aside
 from mpcd.daemon.control.jobs import Job
 from mpcd.daemon.errors import NotFound
 from mpcd.daemon.network.partner import Partner
@@ -31,13 +32,16 @@ from mpcd.daemon.offline.agreement import Agreement
 from mpcd.daemon.offline.capacity import JobEstimate
 from mpcd.daemon.offline.ledger import Stock
 from mpcd.daemon.offline.making import Offline
+from mpcd.daemon.sessions.admission import Admission, Expired, PeerChanged, expired
 from mpcd.daemon.sessions.asking import Asking
 from mpcd.daemon.sessions.lanes import Lanes
 from mpcd.daemon.sessions.live import LiveSessions
 from mpcd.daemon.sessions.news import News
-from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, Session
+from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, MODEL_OWNER_ROLE, Session
 from mpcd.daemon.sessions.running import Running
 from mpcd.daemon.sessions.serving import Serving
+
+WATCH = 15.0  # seconds between two looks at what should end
 
 _log = log.get("sessions")
 
@@ -51,17 +55,42 @@ class Sessions:
         self._context = context
         self._live = LiveSessions(context)
         self._news = News(context, self._live)
-        self._asking = Asking(context, catalogue, offline)
-        self.lanes = Lanes(context, agreement, partner, offline, self._live)
-        self._running = Running(context, catalogue, offline, self._asking, self.lanes, self._live, self._news)
-        self.serving = Serving(context, agreement, partner, self._live, self._news)
+        self._admission = Admission(context)
+        self._asking = Asking(context, catalogue, offline, self._admission)
+        self.lanes = Lanes(context, agreement, partner, offline, self._admission, self._live)
+        self._running = Running(
+            context, catalogue, offline, self._admission, self._asking, self.lanes, self._live, self._news
+        )
+        self.serving = Serving(context, agreement, partner, self._admission, self._live, self._news)
+        self._watching: asyncio.Task[None] | None = None
         self.handlers = {**self.serving.handlers, **self._news.handlers}
 
     def resume(self) -> None:
         """At start: go on with what the data owner's side has not finished."""
-        for session in self._context.records.all():
-            if session.role == DATA_OWNER_ROLE and not session.over:
+        for session in self._context.records.open():
+            if session.role == DATA_OWNER_ROLE:
                 self._running.go(session.id)
+        self._watching = asyncio.create_task(self._watch())
+
+    async def _watch(self) -> None:
+        """End what has expired, or lost its peer, on both sides alike and whether they are connected or not."""
+        due: set[str] = set()  # expired when looked at before, too: a clock that jumps may jump back
+        while True:
+            await asyncio.sleep(WATCH)
+            try:
+                now_due = set()
+                for session in await aside(self._context.records.open):
+                    try:
+                        self._admission.check_peer(session)
+                        if 0 < session.terms.expires < time.time():
+                            now_due.add(session.id)
+                            if session.id in due:
+                                raise Expired(expired(session), "start a new session, if need be with --expires")
+                    except (PeerChanged, Expired) as error:
+                        await self._news.fail(session.id, error)
+                due = now_due
+            except Exception as error:  # the next round may have more luck
+                _log.error("sessions cannot be watched over", exc_info=error)
 
     async def drain(self, seconds: float) -> None:
         """Begin no image any more; give those in flight this long."""
@@ -73,25 +102,35 @@ class Sessions:
 
     async def stop(self) -> None:
         """At the end of the daemon: sessions stay as they are and go on at the next start."""
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
         await self._live.stop()
         await self._news.stop()
 
     def on_connect(self, peer: str) -> None:
         """Wake what waits for this peer; tell it what ended meanwhile."""
         self._live.wake_all_of(peer)
-        self._news.tell_ended(peer)
+        self._news.catch_up(peer)
 
     async def start(
-        self, peer: str, name: str, dataset_name: str, images: int | None, reveal: str, estimate_only: bool
+        self,
+        peer: str,
+        name: str,
+        dataset_name: str,
+        images: int | None,
+        reveal: str,
+        expires: int | None,
+        estimate_only: bool,
     ) -> tuple[Session | None, JobEstimate]:
-        """Propose a session; returns once the peer has it."""
-        session, estimate = await self._asking.start(peer, name, dataset_name, images, reveal, estimate_only)
+        """Propose a session that is over ``expires`` seconds from now; returns once the peer has it."""
+        session, estimate = await self._asking.start(peer, name, dataset_name, images, reveal, expires, estimate_only)
         if session is not None:
             self._running.go(session.id)
         return session, estimate
 
-    async def approve(self, beginning: str) -> Session:
-        return await self.serving.approve(beginning)
+    async def approve(self, beginning: str, digest: str | None = None) -> Session:
+        return await self.serving.approve(beginning, digest)
 
     async def deny(self, beginning: str, reason: str) -> Session:
         return await self.serving.deny(beginning, reason)
@@ -109,7 +148,7 @@ class Sessions:
         """As the control API has it (docs/control-api.md)."""
         terms, ready = session.terms, 0
         with contextlib.suppress(NotFound):
-            peer = self._context.peers.get(session.peer).fingerprint
+            peer = self._context.peers.get(session.peer).id
             stock = Stock(peer, terms.model_commitment, terms.network_digest)
             ready = len(self._context.ledger.ready_units(stock))
         return {
@@ -125,6 +164,8 @@ class Sessions:
             "units_ready": ready,
             "state": session.state,
             "reason": session.reason,
+            "expires": terms.expires or None,
+            "approval": self._approval(session),
             "model_commitment": terms.model_commitment,
             "dataset_commitment": terms.dataset_commitment,
             "network_digest": terms.network_digest,
@@ -140,3 +181,12 @@ class Sessions:
             "offline": {"seconds": session.offline_seconds, "bytes": session.offline_bytes},
             "online": {"seconds": session.online_seconds, "bytes": session.online_bytes},
         }
+
+    def _approval(self, session: Session) -> dict[str, Any] | None:
+        """What is bound; at the model owner, while it decides, what would be."""
+        if session.bound is not None and session.state != "proposed":
+            return session.bound.told(session.terms)
+        with contextlib.suppress(NotFound):
+            if session.state == "proposed" and session.role == MODEL_OWNER_ROLE:
+                return self._admission.bind(session).told(session.terms)
+        return None

@@ -25,9 +25,12 @@ class Terms:
     recipe_digest: str
     ring: str
     protocol: int
+    expires: int = (
+        0  # Unix seconds, after which nothing of it is served; 0: never, of sessions from before there was one
+    )
 
     @classmethod
-    def of(cls, model: Model, images: int, reveal: str, dataset_commitment: str, protocol: int) -> Terms:
+    def of(cls, model: Model, images: int, reveal: str, dataset_commitment: str, protocol: int, expires: int) -> Terms:
         """Of a run of ``model`` as it is now, in the protocol version that both parties speak."""
         return cls(
             model=model.name,
@@ -39,6 +42,7 @@ class Terms:
             recipe_digest=model.recipe.digest,
             ring=ring_text(model.ring),
             protocol=protocol,
+            expires=expires,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -59,7 +63,7 @@ class Terms:
                 f"the session was agreed in protocol version {self.protocol}, this daemon speaks {spoken}",
                 "start a new session",
             )
-        now = Terms.of(model, self.images, self.reveal, self.dataset_commitment, self.protocol)
+        now = Terms.of(model, self.images, self.reveal, self.dataset_commitment, self.protocol, self.expires)
         self.check_same(now)
 
 

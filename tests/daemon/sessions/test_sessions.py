@@ -274,7 +274,7 @@ def test_a_budget_is_not_raced(run, tmp_path, monkeypatch):
             policy = f'[[allow]]\npeer = "{HOSPITAL}"\nmodel = "{MODEL}"\nmax_images = 4\nbudget = 9\n'
             (vendor.context.paths.state / "policy.toml").write_text(policy)
             model = await hospital.offline._catalogue.get(VENDOR, MODEL)
-            terms = Terms.of(model, 4, "scores", "d" * 64, 1).as_dict()
+            terms = Terms.of(model, 4, "scores", "d" * 64, 1, int(time.time()) + 600).as_dict()
             calls = [
                 hospital.net.call(VENDOR, "session.propose", {"session": f"{i:032x}", "terms": terms, "software": "x"})
                 for i in range(serving.MOST_PROPOSED + 10)
@@ -283,7 +283,7 @@ def test_a_budget_is_not_raced(run, tmp_path, monkeypatch):
             states = [a["state"] if isinstance(a, dict) else a.code for a in answers]
             assert (states.count("approved"), states.count("proposed")) == (2, serving.MOST_PROPOSED)
             assert states.count("refused") == 8
-            assert vendor.context.records.images_asked(HOSPITAL, model.commitment) == 8
+            assert vendor.context.records.asked(HOSPITAL, "", MODEL, model.commitment).images == 8
 
     run(main())
 
@@ -304,9 +304,9 @@ def test_scores_are_revealed_a_bounded_number_of_times(run, tmp_path, monkeypatc
             await ours.call("session.approve", session=id)
             ended = (await theirs.call("session.watch", session=id))["session"]
             assert ended["state"] == "failed"
-            assert "revealed 3 times" in ended["reason"]
+            assert f"revealed {1 + MOST_AGAIN} times" in ended["reason"]
             model = vendor.context.library.model(MODEL)
-            assert vendor.context.records.images_asked(HOSPITAL, model.commitment) == 1 + MOST_AGAIN
+            assert vendor.context.records.asked(HOSPITAL, "", MODEL, model.commitment).images == 1 + MOST_AGAIN
 
     run(main())
     audit(tmp_path)
