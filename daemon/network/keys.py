@@ -11,6 +11,9 @@ Each step is one file, written whole or not at all. A crash before step 3 leaves
 removes what the first steps left; a crash after it leaves the new one and all that is needed to announce it. At the
 end rotation.json goes first, then the old key: what is left without rotation.json is removed at the next start.
 
+A service manager may keep the key instead (systemd's LoadCredential=identity.pem:...): it is then read from
+$CREDENTIALS_DIRECTORY, whose access rights are the service manager's business, and is not on the state folder's disk.
+
 CA mode: the site's PKI makes and renews key and certificate; the files are read again when they change.
 """
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -69,6 +73,9 @@ class Keys:
             authority.check_authorities(Path(tls.ca_file))
         if tls is not None and tls.mode == "ca":
             return cls(authority.load(tls), None, tls)
+        credential = _credential()
+        if credential is not None:
+            return cls(credential, None, tls)
         keys = cls(Identity.load_or_create(state, name), state, tls)
         keys._take_up()
         return keys
@@ -127,6 +134,11 @@ class Keys:
 
     def rotate(self, name: str, peers: Iterable[str], keep: float = KEEP_DAYS * DAY) -> Rotation:
         """A new key and certificate from now on; ``peers`` (ids) have to hear of it within ``keep`` seconds."""
+        if self._state is None and not self.by_authority:
+            raise Conflict(
+                f"this daemon's key comes from the service manager ({self.current.file})",
+                "give it another one there, restart, and pair anew with every peer (docs/install.md)",
+            )
         if self.by_authority or self._state is None:
             raise Conflict(
                 "this daemon's key and certificate come from the site's own authority (tls.mode = 'ca')",
@@ -226,3 +238,15 @@ _MEND = (
     f"{FILE_NAME} holds the key that counts; without {ROTATION_FILE} and {PREVIOUS_FILE} the daemon starts, and peers"
     " that have not heard of it need a new invite"
 )
+
+
+def _credential() -> Identity | None:
+    """The identity that the service manager hands over, where it does. Raises IdentityError."""
+    folder = os.environ.get("CREDENTIALS_DIRECTORY")
+    file = Path(folder or "/") / FILE_NAME
+    if not folder or not file.exists():
+        return None
+    try:
+        return Identity.of_pem(file, file.read_bytes(), "it holds what identity.pem of a state folder holds")
+    except OSError as error:
+        raise IdentityError(f"{file} cannot be read: {error.strerror}") from error
