@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from mpcd.cli import options, output
+from mpcd.cli import doctor, key, options, output
+from mpcd.cli.peer import known_by
 
 
 @click.command("id")
@@ -15,7 +16,9 @@ def show_id(session: output.Session) -> None:
     """This daemon's name, fingerprint and invite. Give the invite to the peer."""
 
     def render(result: dict[str, Any]) -> None:
-        output.facts((key, result[key]) for key in ("name", "fingerprint", "address"))
+        output.facts((fact, result[fact]) for fact in ("name", "fingerprint", "address"))
+        if result["key"]["rotation"]:
+            click.echo("\n" + key.about(result["key"]["rotation"]))
         click.echo(f"\nInvite, for the peer to add with `mpcctl peer add`:\n\n{result['invite']}")
 
     session.show(session.call("id"), render)
@@ -46,8 +49,8 @@ def status(session: output.Session) -> None:
                 click.echo("  " + _line(name, row))
         for job in result["jobs"]:
             click.echo("running: " + output.progress_text(job))
-        for warning in result["warnings"]:
-            click.echo(f"warning: {warning}")
+        click.echo("")
+        doctor.render(result["health"])
         if not result["warnings"]:
             click.echo("\nnothing is wrong")
 
@@ -56,7 +59,7 @@ def status(session: output.Session) -> None:
 
 def _line(kind: str, row: dict[str, Any]) -> str:
     if kind == "peers":
-        return f"{row['name']}  {'connected' if row['connected'] else 'not connected'}  {row['fingerprint']}"
+        return f"{row['name']}  {'connected' if row['connected'] else 'not connected'}  {known_by(row)}"
     if kind == "sessions":
         return f"{row['id'][:12]}  {row['state']}  {row['done']}/{row['images']} images  {row['peer']}  {row['model']}"
     return f"{row['peer']}  {row['model']}  {row['ready']} ready  {output.size(row['disk_bytes'])}"

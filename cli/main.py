@@ -7,7 +7,21 @@ import sys
 
 import click
 
-from mpcd.cli import bench, client, dataset, identity, model, offline, peer, report, session
+from mpcd.cli import (
+    audit,
+    bench,
+    client,
+    completion,
+    dataset,
+    doctor,
+    identity,
+    key,
+    model,
+    offline,
+    peer,
+    report,
+    session,
+)
 
 EXIT_STATUSES = """
 \b
@@ -25,6 +39,9 @@ def mpcctl() -> None:
 
 mpcctl.add_command(identity.show_id)
 mpcctl.add_command(identity.status)
+mpcctl.add_command(doctor.doctor)
+mpcctl.add_command(doctor.support_bundle)
+mpcctl.add_command(key.key)
 mpcctl.add_command(peer.peer)
 mpcctl.add_command(model.model)
 mpcctl.add_command(dataset.dataset)
@@ -33,7 +50,9 @@ mpcctl.add_command(session.session)
 mpcctl.add_command(session.approve)
 mpcctl.add_command(session.deny)
 mpcctl.add_command(report.report)
+mpcctl.add_command(audit.audit)
 mpcctl.add_command(bench.bench)
+mpcctl.add_command(completion.completion)
 
 
 def main() -> None:

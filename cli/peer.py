@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import click
@@ -25,7 +26,10 @@ def add(session: output.Session, invite: str, name: str | None, address: str | N
 
     def render(result: dict[str, Any]) -> None:
         added = result["peer"]
-        click.echo(f"added {added['name']}; compare its fingerprint over the telephone:\n  {added['fingerprint']}")
+        if added["known_by"] == "pin":
+            click.echo(f"added {added['name']}; compare its fingerprint over the telephone:\n  {added['fingerprint']}")
+        else:
+            click.echo(f"added {added['name']}, known by the name {added['ca_name']} and your authority")
 
     session.show(result, render)
 
@@ -37,9 +41,9 @@ def list_peers(session: output.Session) -> None:
 
     def render(result: dict[str, Any]) -> None:
         output.table(
-            ("name", "connected", "address", "fingerprint"),
+            ("name", "connected", "address", "known by"),
             [
-                (p["name"], "yes" if p["connected"] else "no", p["address"] or "dials us", p["fingerprint"])
+                (p["name"], "yes" if p["connected"] else "no", p["address"] or "dials us", known_by(p))
                 for p in result["peers"]
             ],
             "no peers; `mpcctl peer add INVITE` adds one",
@@ -47,8 +51,16 @@ def list_peers(session: output.Session) -> None:
         for p in result["peers"]:
             if p["error"]:
                 click.echo(f"{p['name']}: {p['error']}" + (f"\n    {p['hint']}" if p["hint"] else ""))
+                if p["retry"] is not None:
+                    wait = max(0, round(p["retry"] - time.time()))
+                    click.echo(f"    {p['attempts']} attempts failed; the next one is in {wait} s")
 
     session.show(session.call("peer.list"), render)
+
+
+def known_by(row: dict[str, Any]) -> str:
+    """The pinned fingerprint, or the name that an authority vouches for."""
+    return str(row["fingerprint"]) if row["known_by"] == "pin" else f"authority and name {row['ca_name']}"
 
 
 @peer.command()

@@ -14,7 +14,8 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,7 @@ from mpcd.daemon import log
 from mpcd.daemon.config import NAME, NAME_RULE, Config, Paths, split_address
 from mpcd.daemon.errors import ConfigError, Conflict, MpcdError
 from mpcd.daemon.notify import notify
+from mpcd.daemon.operations.pulse import keep_watchdog, watchdog_seconds
 
 if TYPE_CHECKING:
     from mpcd.daemon.service import Daemon
@@ -41,7 +43,7 @@ STATUS_INTERVAL = 5.0
 @click.option("--listen", metavar="HOST:PORT", help="Where peers may dial; 'none' to only dial out.")
 @click.option("--advertise", metavar="HOST:PORT", help="The address written into this daemon's invite.")
 @click.option("--name", help="This daemon's name in its invite.")
-@click.option("--log", "log_format", type=click.Choice(["json", "console"]), help="Default: by the terminal.")
+@click.option("--log", "log_format", type=click.Choice(log.FORMATS), help="Default: as in mpcd.toml.")
 @click.option("--debug", is_flag=True, help="Log more.")
 @click.version_option(package_name="mpcd")
 def main(
@@ -55,16 +57,25 @@ def main(
     debug: bool,
 ) -> None:
     """The mpcd daemon. Steer it with mpcctl."""
-    log.configure(None if log_format is None else log_format == "json", "debug" if debug else "info")
+
+    def load() -> Config:
+        return _with_options(Config.load(config_file or paths.config), listen, advertise, name)
+
+    def set_log(config: Config) -> None:
+        format = log_format or config.log.format
+        log.configure(None if format == "auto" else format == "json", "debug" if debug else config.log.level)
+
+    log.configure(None if log_format in (None, "auto") else log_format == "json", "debug" if debug else "info")
     try:
         paths = Paths.find(state, runtime)
         paths.create()
-        config = _with_options(Config.load(config_file or paths.config), listen, advertise, name)
+        config = load()
+        set_log(config)
         with _lock(paths.state), _lock(paths.runtime):
             _prepare(paths, config)
             from mpcd.daemon.service import Daemon
 
-            uvloop.run(_serve(Daemon(paths, config)))
+            uvloop.run(_serve(Daemon(paths, config), load, set_log))
     except MpcdError as error:
         click.echo(f"mpcd: {error.message}" + (f"\n      {error.hint}" if error.hint else ""), err=True)
         sys.exit(error.exit_status)
@@ -118,22 +129,48 @@ def _prepare(paths: Paths, config: Config) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold shares and weights
 
 
-async def _serve(daemon: Daemon) -> None:
+async def _serve(daemon: Daemon, load: Callable[[], Config], set_log: Callable[[Config], None]) -> None:
     loop = asyncio.get_running_loop()
-    stop = asyncio.Event()
+    stop, again = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    loop.add_signal_handler(signal.SIGHUP, again.set)
     await daemon.start()
     notify("READY=1", f"STATUS=listening on port {daemon.net.port}")
+    tasks = [asyncio.create_task(_reload(daemon, again, load, set_log))]
+    if seconds := watchdog_seconds():
+        tasks.append(asyncio.create_task(keep_watchdog(seconds, lambda: daemon.operations.pulse.well)))
     try:
         while not stop.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(STATUS_INTERVAL):
                     await stop.wait()
             notify(f"STATUS={_status(daemon)}")
+            log.tell_left_out()
     finally:
         notify("STOPPING=1")
         await daemon.stop()
+        for task in tasks:
+            task.cancel()
+
+
+async def _reload(
+    daemon: Daemon, again: asyncio.Event, load: Callable[[], Config], set_log: Callable[[Config], None]
+) -> None:
+    """At each SIGHUP (ExecReload)."""
+    from mpcd.daemon.operations.reload import reload
+
+    while True:
+        await again.wait()
+        again.clear()
+        now = time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000
+        notify("RELOADING=1", f"MONOTONIC_USEC={now}")
+        try:
+            await reload(daemon, load, set_log)
+        except Exception:  # a bug of ours must not end the daemon, nor the next reload
+            log.get("reload").exception("the reload failed")
+        finally:
+            notify("READY=1", f"STATUS={_status(daemon)}")
 
 
 def _status(daemon: Daemon) -> str:

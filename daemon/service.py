@@ -58,7 +58,7 @@ class Daemon:
         peers.watch(self.context.audit.peers_changed)
         self.context.net = self.net
         self.api = Api(self.context, catalogue, self.offline, self.sessions, self.operations)
-        self.control = ControlServer(paths.control_socket, self.api.methods)
+        self.control = ControlServer(paths.control_socket, self.api.methods, self.context.meters.error)
         self._warming: asyncio.Task[None] | None = None
 
     async def start(self, warm: bool = True) -> None:

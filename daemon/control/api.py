@@ -11,19 +11,22 @@ from typing import Any
 import psutil
 
 from mpcd.daemon import worker
+from mpcd.daemon.audit.control import AuditMethods
 from mpcd.daemon.catalogue import Catalogue
 from mpcd.daemon.context import Context, aside
 from mpcd.daemon.control.jobs import Job
+from mpcd.daemon.control.key import KeyMethods
 from mpcd.daemon.control.server import Method, Params
-from mpcd.daemon.errors import BadInput, ConfigError, Conflict, NotFound
+from mpcd.daemon.errors import BadInput, Conflict, NotFound
 from mpcd.daemon.library import Model
 from mpcd.daemon.network.identity import Invite
 from mpcd.daemon.network.peers import Peer
 from mpcd.daemon.offline import capacity
 from mpcd.daemon.offline.ledger import Stock
 from mpcd.daemon.offline.making import Offline
+from mpcd.daemon.operations.checks import OK
+from mpcd.daemon.operations.operations import Operations
 from mpcd.daemon.report import report
-from mpcd.daemon.sessions import policy
 from mpcd.daemon.sessions.policy import LONGEST
 from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, MODEL_OWNER_ROLE, Session
 from mpcd.daemon.sessions.sessions import Sessions
@@ -43,11 +46,14 @@ class Api:
         catalogue: Catalogue,
         offline: Offline,
         sessions: Sessions,
+        operations: Operations,
     ) -> None:
         self._context = context
         self._catalogue = catalogue
         self._offline = offline
         self._sessions = sessions
+        self._operations = operations
+        self._key = KeyMethods(context)
         self._started = time.time()
         self.methods: dict[str, Method] = {
             "status": self._status,
@@ -74,13 +80,21 @@ class Api:
             "session.approve": self._session_approve,
             "session.deny": self._session_deny,
             "report": self._report,
+            **self._key.methods,
+            **operations.methods(self.status),
+            **AuditMethods(context).methods,
         }
 
     # The daemon
 
     async def _status(self, params: Params, job: Job) -> Result:
         params.end()
+        return await self.status()
+
+    async def status(self) -> Result:
+        """What the daemon is doing, what it has, and how it is."""
         context = self._context
+        health = await self._operations.health()
         sessions = [s for s in await aside(context.records.all) if not s.over]
         return {
             "version": software_version(),
@@ -88,6 +102,7 @@ class Api:
             "software": context.software,
             "name": context.config.name,
             "fingerprint": context.identity.fingerprint,
+            "key": self._key.describe(),
             "listen": f"{context.config.listen.host}:{context.net.port}" if context.net.port else None,
             "state_dir": str(context.paths.state),
             "started": self._started,
@@ -99,7 +114,8 @@ class Api:
             "units": await self._stocks(None, None),
             "sessions": [self._sessions.describe(session) for session in sessions],
             "jobs": self._jobs(),
-            "warnings": await self._warnings(),
+            "health": [check.as_dict() for check in health],
+            "warnings": [check.text for check in health if check.level != OK],
         }
 
     async def _id(self, params: Params, job: Job) -> Result:
@@ -111,24 +127,8 @@ class Api:
             "fingerprint": context.identity.fingerprint,
             "address": context.config.advertise or None,
             "invite": str(invite),
+            "key": self._key.describe(),
         }
-
-    async def _warnings(self) -> list[str]:
-        context = self._context
-        found = [
-            f"an unknown {s.name!r} (certificate {s.fingerprint[:16]}...) knocked from {s.address}"
-            for s in context.net.strangers()
-            if context.peers.find(s.fingerprint) is None
-        ]
-        try:
-            policy.load(context.policy_file)
-        except ConfigError as error:
-            found.append(f"the policy has a mistake, so nothing runs and nothing is reported: {error}")
-        states = [(peer.name, context.net.status(peer.name)) for peer in context.peers.list()]
-        found += [f"{name} is not connected: {state.error}" for name, state in states if state.error]
-        if reused := await aside(context.ledger.reuse_count):
-            found.append(f"{reused} units were used twice: stop using this daemon and tell its makers")
-        return found
 
     # Peers
 
@@ -137,17 +137,24 @@ class Api:
         return {
             "name": peer.name,
             "fingerprint": peer.fingerprint,
+            "known_by": peer.known_by,
+            "ca_name": peer.ca_name or None,
+            "expires": status.expires,
             "address": peer.address or None,
             "added": peer.added,
             "connected": status.connected,
             "error": status.error,
             "hint": status.hint,
+            "attempts": status.attempts,
+            "retry": status.retry or None,
         }
 
     async def _peer_add(self, params: Params, job: Job) -> Result:
         invite, name, address = params.text("invite"), params.optional_text("name"), params.optional_text("address")
         params.end()
-        return {"peer": self._peer(await aside(self._context.peers.add, invite, name, address))}
+        parsed = Invite.parse(invite)
+        self._context.net.dialler.check_invite(parsed)
+        return {"peer": self._peer(await aside(self._context.peers.add, parsed, name, address))}
 
     async def _peer_list(self, params: Params, job: Job) -> Result:
         params.end()
@@ -187,6 +194,7 @@ class Api:
             task["out"] = str(scratch)
             made = await worker.run(task, job, self._context.threads)
             model = await aside(library.add_model, name, scratch)
+        await self._audit_model("added", model)
         return {"model": model.describe(), "report": made}
 
     async def _model_list(self, params: Params, job: Job) -> Result:
@@ -218,12 +226,17 @@ class Api:
         context = self._context
         model = await aside(context.library.model, name)
         self._unused("model", lambda s: s.role == MODEL_OWNER_ROLE and s.terms.model_commitment == model.commitment)
+        await self._audit_model("removed", model)
         await aside(context.library.remove_model, name)
         for stock in await aside(context.ledger.counts):
             if stock.model == model.commitment:
                 units = await aside(context.ledger.ready_units, stock)
                 await aside(context.store.remove, await aside(context.ledger.burn, units, "the model was removed"))
         return {"model": model.describe()}
+
+    async def _audit_model(self, what: str, model: Model) -> None:
+        digests = model.commitment, model.network.digest, model.recipe.digest
+        await aside(self._context.audit.model, what, *digests)
 
     async def _model_evaluate(self, params: Params, job: Job) -> Result:
         name, path, labels = params.text("name"), params.path("dataset_path"), params.optional_path("labels")
@@ -249,6 +262,7 @@ class Api:
             task = {"task": "scan", "path": str(path), "labels": str(labels), "out": str(index)}
             await worker.run(task, job, self._context.threads)
             await aside(library.add_dataset, name, index)
+        await self._audit_dataset("added", name)
         return {"dataset": await aside(library.describe_dataset, name)}
 
     async def _dataset_list(self, params: Params, job: Job) -> Result:
@@ -272,8 +286,13 @@ class Api:
         library = self._context.library
         described = await aside(library.describe_dataset, name)
         self._unused("data set", lambda s: s.role == DATA_OWNER_ROLE and s.own.get("dataset") == name)
+        await self._audit_dataset("removed", name)
         await aside(library.remove_dataset, name)
         return {"dataset": described}
+
+    async def _audit_dataset(self, what: str, name: str) -> None:
+        dataset = await aside(self._context.library.dataset, name)
+        await aside(self._context.audit.dataset, what, dataset.commitment, len(dataset.entries))
 
     # Offline
 
@@ -312,7 +331,7 @@ class Api:
     async def _stocks(self, peer: str | None, model: str | None) -> list[Result]:
         """What the ledger has, by names where they are known."""
         context = self._context
-        peers = {p.fingerprint: p.name for p in context.peers.list()}
+        peers = {p.id: p.name for p in context.peers.list()}
         models = {m.commitment: m.name for m in await aside(context.library.models)}
         models |= {s.terms.model_commitment: s.terms.model for s in await aside(context.records.all)}
         models |= self._catalogue.names

@@ -106,8 +106,12 @@ Method = Callable[[Params, Job], Awaitable[dict[str, Any]]]
 class ControlServer:
     """Serves ``methods`` on a unix socket that only its owner may open."""
 
-    def __init__(self, path: Path, methods: Mapping[str, Method]) -> None:
+    def __init__(
+        self, path: Path, methods: Mapping[str, Method], on_error: Callable[[str], None] = lambda code: None
+    ) -> None:
+        """``on_error`` gets the code of every error that is answered."""
         self._path = path
+        self._on_error = on_error
         self._methods = methods
         self._connections: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
@@ -178,12 +182,14 @@ class ControlServer:
                     raise UsageError(f"there is no method {method[:80]!r}", "see docs/control-api.md")
                 message = {"id": number, "result": await self._methods[method](Params(given), job)}
             except MpcdError as error:
+                self._on_error(error.code)
                 message = {"id": number, "error": error.as_dict()}
             except asyncio.CancelledError:
                 forward.cancel()
                 raise
             except Exception as error:
                 _log.error("a request failed", method=method, exc_info=error)
+                self._on_error(InternalError.code)
                 bug = InternalError(f"the daemon met a bug: {type(error).__name__}", "its log has more")
                 message = {"id": number, "error": bug.as_dict()}
             job.end()

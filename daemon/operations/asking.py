@@ -9,8 +9,7 @@ from typing import Any
 
 from mpcd.daemon.context import Context
 from mpcd.daemon.errors import MpcdError, ProtocolViolation
-from mpcd.daemon.network import inspection, tls
-from mpcd.daemon.network.peers import CA, Peer
+from mpcd.daemon.network.peers import Peer
 
 TIMEOUT = 15.0
 AGAIN = 10.0  # seconds for which an answer about reaching somebody is good: a peer cannot make us dial without end
@@ -50,19 +49,11 @@ class Asking:
         return Answer(there - (before + half), half, reaches, why[:40])
 
     async def reach(self, peer: Peer) -> None:
-        """Connect to the peer's address, by the proxy if any, and see that it is the peer. Raises MpcdError."""
-        dialler = self._context.net.dialler
-        dialler.check_peer(peer)
-        context = dialler.context(self._context.net.keys.current, peer)
-        # A peer that changed its key shows the former one when asked for it.
-        names = [peer.ca_name] if peer.known_by == CA else [None, tls.label_of(peer.fingerprint)]
-        for name in names:
-            try:
-                (await dialler.connect(peer, context, name)).abort()
-            except tls.NotPinned:
-                continue
-            return
-        raise inspection.explain(peer, await dialler.look(peer))
+        """Connect to the peer's address, by the proxy if there is one, and see that each knows the other.
+
+        Raises MpcdError in words for the operator.
+        """
+        await self._context.net.dialler.reach(peer)
 
     async def _serve(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
         status = self._context.net.status(peer)

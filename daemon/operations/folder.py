@@ -202,5 +202,6 @@ def _damaged(name: str, how: str) -> Check:
 
 
 def read(file: Path) -> sqlite3.Connection:
-    """Never written, not even by a recovery of ours; raises sqlite3.Error where there is no such file."""
-    return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=10)
+    """Nothing is written, nor a file made beside it. Raises sqlite3.Error where there is no such file."""
+    in_use = file.with_name(file.name + "-wal").exists()
+    return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro{'' if in_use else '&immutable=1'}", uri=True, timeout=10)

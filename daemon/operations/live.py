@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from typing import Any
 
 from mpcd.daemon.config import join_address, split_address
 from mpcd.daemon.context import Context, aside
 from mpcd.daemon.errors import MpcdError
+from mpcd.daemon.network import authority
 from mpcd.daemon.network.peers import Peer
 from mpcd.daemon.operations import folder, machine
 from mpcd.daemon.operations.asking import Answer, Asking
@@ -19,6 +21,7 @@ from mpcd.daemon.version import software_version
 DNS_TIMEOUT = 5.0
 CLOCKS_APART = 30.0  # seconds; logs and records of the two sides are compared
 LOOP_LATE = 2.0
+KEY_SOON = 7 * 86400.0  # seconds before an old key is given up
 
 
 class Live:
@@ -42,6 +45,7 @@ class Live:
             await aside(folder.policy, context.paths),
             await aside(folder.disk, context.paths, context.config),
             await self._certificates(),
+            *self._rotation(),
             await self._ledger(),
         ]
 
@@ -94,6 +98,18 @@ class Live:
         theirs = {peer.name: net.status(peer.name).expires for peer in self._context.peers.list()}
         return await aside(folder.certificates, self._context.paths, self._context.config, theirs)
 
+    def _rotation(self) -> list[Check]:
+        """While peers have still to hear of a new key."""
+        rotation = self._context.identity.rotation
+        if rotation is None:
+            return []
+        who = ", ".join(peer.name for peer in self._context.peers.list() if peer.id in rotation.pending)
+        until = authority.date(rotation.until)
+        text = f"{who} did not hear of the new key yet; the old one is kept for that until {until}"
+        if rotation.until - time.time() > KEY_SOON:
+            return [ok("key", text)]
+        return [warning("key", text, f"ask {who} to connect before, else they need this daemon's new invite")]
+
     async def _ledger(self) -> Check:
         reused = await aside(self._context.ledger.reuse_count)
         if reused:
@@ -118,6 +134,7 @@ class Live:
             *local,
             *(check for check in files if check.name != "certificates"),
             await self._certificates(),
+            *self._rotation(),
             *none,
             *(check for checks in about for check in checks),
         ]

@@ -19,7 +19,7 @@ import msgpack
 import numpy as np
 
 from mpcd.daemon import log
-from mpcd.daemon.config import Config, Limits, Listen, Online, Paths, Timeouts
+from mpcd.daemon.config import Config, Limits, Listen, Metrics, Online, Paths, Timeouts
 from mpcd.daemon.errors import PeerError
 from mpcd.daemon.image import dataset, dicom, preprocess
 from mpcd.daemon.image import recipe as recipes
@@ -85,7 +85,9 @@ class Client:
             writer.close()
 
 
-def config(name: str, port: int = 0, in_flight: str | int = "auto", **limits: Any) -> Config:
+def config(
+    name: str, port: int = 0, in_flight: str | int = "auto", metrics: Metrics | None = None, **limits: Any
+) -> Config:
     listen = Listen(host="127.0.0.1", port=port) if name == VENDOR else Listen(host="", port=0)
     return Config(
         name=name,
@@ -93,6 +95,7 @@ def config(name: str, port: int = 0, in_flight: str | int = "auto", **limits: An
         limits=Limits(**{"disk_reserve_gib": 0.0, **limits}),
         online=Online(in_flight),
         timeouts=AT_ONCE,
+        metrics=metrics or Metrics(),
     )
 
 
