@@ -146,6 +146,35 @@ def leaf_messages(
 
 
 @njit(cache=True, nogil=True)
+def leaf_pads_in_place(
+    corrections: npt.NDArray[np.uint64], pads: npt.NDArray[np.uint32], out: npt.NDArray[np.uint32]
+) -> None:
+    """P0's pads of several uses, moved to where P1's digit finds them: ``leaf_messages`` without a correction is next.
+
+    corrections: uint64 (width, W), W = ceil(n / 64). pads: uint32 (n, uses), below 2^(2 N). Fills out: uint32
+    (uses, n): entry j is the pad of entry j xor d. No branch or index depends on pads.
+    """
+    n, uses = pads.shape
+    width = corrections.shape[0]
+    table = np.zeros(64, np.uint32)
+    for w in range((n + 63) // 64):
+        count = min(64, n - 64 * w)
+        for use in range(uses):
+            for i in range(count):
+                table[i] = pads[64 * w + i, use]
+            if width > 0:
+                _swap(table, corrections[0, w], 2, np.uint32(0x33333333))
+            if width > 1:
+                _swap(table, corrections[1, w], 4, np.uint32(0x0F0F0F0F))
+            if width > 2:
+                _swap(table, corrections[2, w], 8, np.uint32(0x00FF00FF))
+            if width > 3:
+                _swap(table, corrections[3, w], 16, np.uint32(0x0000FFFF))
+            for i in range(count):
+                out[use, 64 * w + i] = table[i]
+
+
+@njit(cache=True, nogil=True)
 def _swap(table: npt.NDArray[np.uint32], swaps: np.uint64, distance: int, low: np.uint32) -> None:
     """Where bit i of ``swaps`` is set, table[i]'s bits under ``low`` and those ``distance`` higher change places."""
     for half in range(2):

@@ -59,13 +59,13 @@ def leaf_pads_sender(
     block: int,
     out: npt.NDArray[np.uint32],
 ) -> None:
-    """Random 1-of-2^block OTs of two bits from block random OTs each (Naor, Pinkas 1999, with a wide PRF).
+    """Random 1-of-2^block OTs of two-bit strings from block random OTs each (Naor, Pinkas 1999, with a wide PRF).
 
-    Bits 2v, 2v + 1 of out[i] = those bits of the XOR over j of H(i block + j, q ^ v_j delta), v_j bit j of entry v:
-    every entry reads bits of its own, so no pads are linearly dependent.
-    1 <= block <= 4; q (count * block, 2); out: uint32 (count,), below 2^(2 * 2^block).
+    Bits 2v, 2v + 1 of out[i, u] = bits 32 u + 2v, 32 u + 2v + 1 of the XOR over j of H(i block + j, q ^ v_j delta), v_j
+    bit j of entry v: every entry and use reads bits of its own, so no pads are linearly dependent.
+    1 <= block <= 4; q (count * block, 2); out: uint32 (count, uses), uses <= 4, below 2^(2 * 2^block).
     """
-    _check_leaves(q.shape[0], block, out.shape[0])
+    _check_leaves(q.shape[0], block, out.shape)
     start = np.uint64(tweak)
     masks = _entry_masks(block)
     h0 = np.empty((_CHUNK, 2), np.uint64)
@@ -76,11 +76,13 @@ def leaf_pads_sender(
         rows = leaves * block
         _hash_both(round_keys, q[row : row + rows], delta, start + np.uint64(row), h0[:rows], h1[:rows])
         for i in range(leaves):
-            pads = np.uint32(0)
-            for j in range(block):
-                pads ^= np.uint32(h0[i * block + j, 0]) & masks[j, 0]
-                pads ^= np.uint32(h1[i * block + j, 0]) & masks[j, 1]
-            out[first + i] = pads
+            for use in range(out.shape[1]):
+                shift = np.uint64(32 * (use & 1))
+                pads = np.uint32(0)
+                for j in range(block):
+                    pads ^= np.uint32(h0[i * block + j, use >> 1] >> shift) & masks[j, 0]
+                    pads ^= np.uint32(h1[i * block + j, use >> 1] >> shift) & masks[j, 1]
+                out[first + i, use] = pads
 
 
 @linked
@@ -93,12 +95,12 @@ def leaf_pads_receiver(
     out_choices: npt.NDArray[np.uint8],
     out_pads: npt.NDArray[np.uint8],
 ) -> None:
-    """The receiver's side of ``leaf_pads_sender``: entry out_choices[i] and its two bits out_pads[i].
+    """The receiver's side of ``leaf_pads_sender``: entry out_choices[i] and its two bits out_pads[i, u] of each use.
 
     1 <= block <= 4; t (count * block, 2); choice_words: packed choice bits of the rows, row i block + j's being bit j
-    of the entry; out_choices, out_pads: uint8 (count,), below 2^block and 4.
+    of the entry; out_choices uint8 (count,), below 2^block; out_pads: uint8 (count, uses), uses <= 4, below 4.
     """
-    _check_leaves(t.shape[0], block, out_pads.shape[0])
+    _check_leaves(t.shape[0], block, out_pads.shape)
     if out_choices.shape[0] != out_pads.shape[0] or choice_words.shape[0] * 64 < t.shape[0]:
         raise ValueError("choices and pads differ in length")
     start = np.uint64(tweak)
@@ -109,22 +111,27 @@ def leaf_pads_receiver(
         rows = leaves * block
         tccr_hash(round_keys, t[row : row + rows], start + np.uint64(row), h[:rows])
         for i in range(leaves):
-            pads = np.uint32(0)
             choice = np.uint32(0)
             for j in range(block):
                 bit = row + i * block + j
-                pads ^= np.uint32(h[i * block + j, 0])
                 chosen = (choice_words[bit // 64] >> np.uint64(bit % 64)) & np.uint64(1)
                 choice |= np.uint32(chosen) << np.uint32(j)
             out_choices[first + i] = choice
-            out_pads[first + i] = (pads >> (np.uint32(2) * choice)) & np.uint32(3)
+            for use in range(out_pads.shape[1]):
+                shift = np.uint64(32 * (use & 1))
+                pads = np.uint32(0)
+                for j in range(block):
+                    pads ^= np.uint32(h[i * block + j, use >> 1] >> shift)
+                out_pads[first + i, use] = (pads >> (np.uint32(2) * choice)) & np.uint32(3)
 
 
 @linked
-def _check_leaves(rows: int, block: int, count: int) -> None:
+def _check_leaves(rows: int, block: int, shape: tuple[int, int]) -> None:
     if block < 1 or block > 4:
         raise ValueError("a block has 1 to 4 bits")
-    if rows != count * block:
+    if shape[1] < 1 or shape[1] > 4:
+        raise ValueError("a leaf has 1 to 4 uses")
+    if rows != shape[0] * block:
         raise ValueError("a leaf needs block rows")
 
 

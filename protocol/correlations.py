@@ -20,10 +20,14 @@ from mpcd.protocol.channel import Channel
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeafNeed:
-    """``count`` random 1-of-2^block OTs of 2-bit strings, P0 the sender. 1 <= block <= 4. Costs block COTs each."""
+    """``count`` random 1-of-2^block OTs of ``uses`` 2-bit strings, P0 the sender. 1 <= block <= 4, 1 <= uses <= 4.
+
+    Costs block COTs each, whatever the number of uses.
+    """
 
     block: int
     count: int
+    uses: int = 1
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -57,14 +61,14 @@ Need = LeafNeed | AndNeed | StringNeed | MatrixNeed
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeafSender:
-    """uint32 (count,): entry j's two pad bits are bits 2j and 2j + 1."""
+    """uint32 (count, uses): entry j's two pad bits are bits 2j and 2j + 1."""
 
     pads: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LeafReceiver:
-    """uint8 (count,) each: a random choice in [0, 2^block) and that entry's two pad bits."""
+    """uint8: random choices in [0, 2^block), (count,), and those entries' two pad bits, (count, uses)."""
 
     choices: np.ndarray
     pads: np.ndarray

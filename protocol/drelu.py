@@ -20,7 +20,7 @@ from mpcd.kernels import bits as bit_kernels
 from mpcd.kernels import comparison as kernels
 from mpcd.protocol.channel import MODEL_OWNER, Channel
 from mpcd.protocol.correlations import Need, Source
-from mpcd.protocol.millionaires import Layout, Less, Words, millionaires, millionaires_needs
+from mpcd.protocol.millionaires import Layout, Leaves, Less, Words, millionaires, millionaires_needs, own_leaves
 
 Share = npt.NDArray[np.uint64]
 
@@ -30,10 +30,10 @@ def drelu_needs(n: int, bits: int, edge: int | None = None) -> tuple[Need, ...]:
     return millionaires_needs(Layout(bits - 1, edge), n)
 
 
-async def carries(channel: Channel, source: Source, x: Share, layout: Layout) -> Less:
+async def carries(channel: Channel, source: Source, x: Share, layout: Layout, leaves: Leaves = own_leaves) -> Less:
     """Either party. Shares of the carries of x_0 + x_1 into bit ``layout.bits`` and into bit ``layout.edge``."""
     ours = await channel.compute(np.invert, x) if channel.party == MODEL_OWNER else x
-    return await millionaires(channel, source, ours, layout)
+    return await millionaires(channel, source, ours, layout, leaves)
 
 
 def flip_at_model_owner(channel: Channel, words: Words, n: int) -> Words:
@@ -42,15 +42,15 @@ def flip_at_model_owner(channel: Channel, words: Words, n: int) -> Words:
 
 
 async def drelu_and_carry(
-    channel: Channel, source: Source, x: Share, bits: int, edge: int | None
+    channel: Channel, source: Source, x: Share, bits: int, edge: int | None, leaves: Leaves = own_leaves
 ) -> tuple[Words, Words | None]:
     """Either party. Shares (words) of [x >= 0] and of the carry into bit ``edge``. x: uint64 (n,), low bits used."""
-    carry = await carries(channel, source, x, Layout(bits - 1, edge))
+    carry = await carries(channel, source, x, Layout(bits - 1, edge), leaves)
     top = await channel.compute(kernels.bit_plane, x, bits - 1)
     return flip_at_model_owner(channel, carry.whole ^ top, len(x)), carry.low
 
 
-async def drelu(channel: Channel, source: Source, x: Share, bits: int) -> Words:
+async def drelu(channel: Channel, source: Source, x: Share, bits: int, leaves: Leaves = own_leaves) -> Words:
     """Either party. Shares (words) of [x >= 0] for x mod 2^bits, 2 <= bits <= 64. x: uint64 (n,)."""
-    sign, _ = await drelu_and_carry(channel, source, x, bits, None)
+    sign, _ = await drelu_and_carry(channel, source, x, bits, None, leaves)
     return sign

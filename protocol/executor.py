@@ -7,6 +7,7 @@ learns is nothing (semi-honest parties; every message is masked by a correlation
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +18,7 @@ from mpcd.kernels import bits as bit_kernels
 from mpcd.protocol import growth, linear, local, max_pool, relu, truncation
 from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER, Channel
 from mpcd.protocol.correlations import Source
+from mpcd.protocol.millionaires import Leaves, own_leaves
 from mpcd.protocol.network import (
     Add,
     Concat,
@@ -37,6 +39,7 @@ from mpcd.protocol.network import (
     TruncateRelu,
     wrap,
 )
+from mpcd.protocol.shared_leaves import SharedLeaves, comparisons
 from mpcd.protocol.wire import array, message
 
 Share = npt.NDArray[np.uint64]
@@ -96,6 +99,8 @@ class _Run:
         self.numbers = numbers
         self.source = source
         self.values: dict[int, Share] = {}
+        self.pieces = comparisons(network)
+        self.shared = SharedLeaves()
 
     async def step(self, index: int, image: npt.NDArray[np.int64] | None) -> Share:
         """This party's share of what operation ``index`` makes, in its value's shape."""
@@ -150,7 +155,10 @@ class _Run:
             threshold = own.threshold - own.negative.astype(np.int64)
             x = local.add(x, local.per_channel(threshold.astype(np.uint64), value.shape), value.bits)
             negative = local.per_channel(own.negative, value.shape)
-        return await relu.relu(self.channel, self.source, x, value.bits, negative)
+        leaves: Leaves = own_leaves
+        if index in self.pieces:
+            leaves = functools.partial(self.shared.shares, pieces=self.pieces[index])
+        return await relu.relu(self.channel, self.source, x, value.bits, negative, leaves)
 
     def _own(self, index: int, kind: type) -> Any:
         assert self.numbers is not None

@@ -2,7 +2,8 @@
 
 P0 has a, P1 has b, both of ``bits`` bits, n of each. They leave with XOR shares of [a < b].
 
-The numbers are cut into blocks of at most 4 bits, low to high; a block's leaf says lt = [a < b] and eq = [a = b].
+The numbers are cut into blocks of at most 3 bits, the lowest of at most 4, low to high; a block's leaf says
+lt = [a < b] and eq = [a = b].
 Two neighbours make a node of a tree: lt = lt_hi xor (eq_hi & lt_lo), eq = eq_hi & eq_lo.
 
 1. P1 sends, for every leaf, its random choice xor its digit.
@@ -28,6 +29,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -36,13 +39,16 @@ from mpcd.kernels import bits as bit_kernels
 from mpcd.kernels import comparison as kernels
 from mpcd.protocol.channel import MODEL_OWNER, Channel
 from mpcd.protocol.conjunction import conjunction, conjunction_needs
-from mpcd.protocol.correlations import LeafNeed, LeafReceiver, LeafSender, Need, Source, take
+from mpcd.protocol.correlations import LeafNeed, Need, Source, take
 from mpcd.protocol.wire import array, message
 
 Words = npt.NDArray[np.uint64]
 Rows = npt.NDArray[np.uint64]
 
-BLOCK = 4
+BLOCK = 3  # bits of a block; the lowest, whose table has the smaller entries, may have one more
+
+# Steps 1 and 2 of a comparison.
+Leaves = Callable[[Channel, Source, Words, "Layout"], Awaitable[tuple[Rows, Rows]]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -66,7 +72,8 @@ class Merge:
 class Layout:
     """Blocks and tree for numbers of ``bits`` bits, 1 <= bits <= 64, with a node of the bits below ``edge``, if given.
 
-    As few blocks as possible, as equal as possible (tables grow with 2^m), the wider ones low. In each level
+    As few blocks as possible, as equal as possible, the wider ones low. Tables grow with 2^m: with blocks of 4 a
+    comparison of 16 bits moves 135 bits and takes 22 COTs, with these 105 and 24, with blocks of 2 97 and 30. In each level
     neighbours pair up from the low end, an odd one is carried up; the blocks below the edge pair among themselves
     until they are one node.
     """
@@ -127,7 +134,7 @@ class Layout:
 
 
 def _cut(start: int, stop: int) -> tuple[Block, ...]:
-    count = -(-(stop - start) // BLOCK)
+    count = max(1, -(-(stop - start - (start == 0)) // BLOCK))
     small, wider = divmod(stop - start, count)
     blocks = []
     for i in range(count):
@@ -137,10 +144,15 @@ def _cut(start: int, stop: int) -> tuple[Block, ...]:
     return tuple(blocks)
 
 
-def millionaires_needs(layout: Layout, n: int) -> tuple[Need, ...]:
-    """A leaf OT per block, then the triples of each level."""
+def own_leaf_needs(layout: Layout, n: int) -> tuple[Need, ...]:
+    """A leaf OT per block."""
+    return tuple(LeafNeed(block.width, n) for block in layout.blocks)
+
+
+def millionaires_needs(layout: Layout, n: int, leaves: tuple[Need, ...] | None = None) -> tuple[Need, ...]:
+    """The leaves, if not those of ``own_leaf_needs``, then the triples of each level."""
     words = (n + 63) // 64
-    leaves = tuple(LeafNeed(block.width, n) for block in layout.blocks)
+    leaves = own_leaf_needs(layout, n) if leaves is None else leaves
     return leaves + tuple(need for level in layout.levels for need in conjunction_needs(len(level), words))
 
 
@@ -167,10 +179,14 @@ class Less:
 
 
 class Sender:
-    """P0: has a, makes the tables."""
+    """P0: has a, makes the tables. ``pads``: of every block, uint32 (n,)."""
 
-    def __init__(self, layout: Layout, a: Words, leaves: list[LeafSender]) -> None:
-        self.layout, self.a, self.leaves = layout, a, leaves
+    def __init__(self, layout: Layout, a: Words, pads: list[npt.NDArray[Any]]) -> None:
+        self.layout, self.a, self.pads = layout, a, pads
+
+    def moved_entries(self) -> tuple[Entries, Rows, Rows]:
+        """``entries`` with pads that are where P1's digits find them."""
+        return self.entries(Corrections(np.zeros((self.layout.bits, (len(self.a) + 63) // 64), np.uint64)))
 
     def entries(self, corrections: Corrections) -> tuple[Entries, Rows, Rows]:
         """Step 2: the message, and shares of lt and eq of every leaf, uint64 (blocks, W)."""
@@ -187,7 +203,7 @@ class Sender:
                 block.width,
                 i == 0,
                 planes,
-                self.leaves[i].pads,
+                self.pads[i],
                 tables[at : at + size],
                 less[i],
                 equal[i],
@@ -197,18 +213,18 @@ class Sender:
 
 
 class Receiver:
-    """P1: has b, chooses from the tables."""
+    """P1: has b, chooses from the tables. ``pads``: of every block, uint8 (n,)."""
 
-    def __init__(self, layout: Layout, b: Words, leaves: list[LeafReceiver]) -> None:
-        self.layout, self.b, self.leaves = layout, b, leaves
+    def __init__(self, layout: Layout, b: Words, pads: list[npt.NDArray[Any]]) -> None:
+        self.layout, self.b, self.pads = layout, b, pads
 
-    def corrections(self) -> Corrections:
+    def corrections(self, choices: list[npt.NDArray[np.uint8]]) -> Corrections:
         """Step 1."""
         return Corrections(
             np.concatenate(
                 [
-                    kernels.leaf_corrections(self.b, block.shift, block.width, leaf.choices)
-                    for block, leaf in zip(self.layout.blocks, self.leaves, strict=True)
+                    kernels.leaf_corrections(self.b, block.shift, block.width, chosen)
+                    for block, chosen in zip(self.layout.blocks, choices, strict=True)
                 ]
             )
         )
@@ -225,7 +241,7 @@ class Receiver:
                 block.shift,
                 block.width,
                 i == 0,
-                self.leaves[i].pads,
+                self.pads[i],
                 entries.words[at : at + size],
                 less[i],
                 equal[i],
@@ -234,20 +250,28 @@ class Receiver:
         return less, equal
 
 
-async def millionaires(channel: Channel, source: Source, x: Words, layout: Layout) -> Less:
-    """Either party; x is a at P0, b at P1: uint64 (n,), of which the low ``layout.bits`` bits are compared."""
+async def own_leaves(channel: Channel, source: Source, x: Words, layout: Layout) -> tuple[Rows, Rows]:
+    """Steps 1 and 2 with leaves for this comparison alone: shares of lt and eq of every leaf, uint64 (blocks, W)."""
     leaves = [await take(channel, source, LeafNeed(block.width, len(x))) for block in layout.blocks]
+    pads = [leaf.pads.reshape(-1) for leaf in leaves]
     words = (len(x) + 63) // 64
     if channel.party == MODEL_OWNER:
-        sender = Sender(layout, x, leaves)
         corrections = await channel.recv(Corrections, planes=(layout.bits, words))
-        entries, less, equal = await channel.compute(sender.entries, corrections)
+        entries, less, equal = await channel.compute(Sender(layout, x, pads).entries, corrections)
         await channel.send(entries)
-    else:
-        receiver = Receiver(layout, x, leaves)
-        await channel.send(await channel.compute(receiver.corrections))
-        entries = await channel.recv(Entries, words=(words * layout.entry_words,))
-        less, equal = await channel.compute(receiver.shares, entries)
+        return less, equal
+    receiver = Receiver(layout, x, pads)
+    await channel.send(await channel.compute(receiver.corrections, [leaf.choices for leaf in leaves]))
+    entries = await channel.recv(Entries, words=(words * layout.entry_words,))
+    return await channel.compute(receiver.shares, entries)
+
+
+async def millionaires(channel: Channel, source: Source, x: Words, layout: Layout, leaves: Leaves = own_leaves) -> Less:
+    """Either party; x is a at P0, b at P1: uint64 (n,), of which the low ``layout.bits`` bits are compared.
+
+    ``leaves``: how steps 1 and 2 go (shared_leaves.py has another way).
+    """
+    less, equal = await leaves(channel, source, x, layout)
     return await _tree(channel, source, layout, less, equal, len(x))
 
 

@@ -43,6 +43,7 @@ from mpcd.protocol.network import (
 )
 from mpcd.protocol.ot import correlate
 from mpcd.protocol.ot.compact import Kept, keep, kept_bytes
+from mpcd.protocol.shared_leaves import Piece, comparisons
 from mpcd.protocol.ot.correlate import Extension
 
 Progress = Callable[[int, int], None]
@@ -63,8 +64,11 @@ class SeedSink(Protocol):
     def put_seeds(self, kept: Kept) -> None: ...
 
 
-def op_needs(network: Network, index: int) -> tuple[Need, ...]:
-    """What operation ``index`` of the network takes from the source, in order."""
+def op_needs(network: Network, index: int, pieces: tuple[Piece, ...] | None = None) -> tuple[Need, ...]:
+    """What operation ``index`` of the network takes from the source, in order.
+
+    ``pieces``: of a Relu that shares leaves (shared_leaves.comparisons).
+    """
     op: Op = network.ops[index]
     out = network.values[op.output]
     match op:
@@ -75,7 +79,7 @@ def op_needs(network: Network, index: int) -> tuple[Need, ...]:
         case TruncateRelu():
             return relu.truncate_relu_needs(out.size, op.fraction, out.bits)
         case Relu():
-            return relu.relu_needs(out.size, out.bits)
+            return relu.relu_needs(out.size, out.bits, pieces)
         case Grow():
             return growth.grow_needs(out.size, network.values[op.inputs[0]].bits, out.bits)
         case Extend():
@@ -89,7 +93,8 @@ def op_needs(network: Network, index: int) -> tuple[Need, ...]:
 
 def plan(network: Network) -> tuple[Need, ...]:
     """Every correlation of one image, in the order in which the online phase takes them."""
-    return tuple(need for index in range(len(network.ops)) for need in op_needs(network, index))
+    pieces = comparisons(network)
+    return tuple(need for index in range(len(network.ops)) for need in op_needs(network, index, pieces.get(index)))
 
 
 def matrix_needs(network: Network) -> tuple[MatrixNeed, ...]:
@@ -249,7 +254,7 @@ def online_bits(need: Need) -> int:
     """Bits that a need's online use moves, both directions together (each protocol's docstring has the formula)."""
     match need:
         case LeafNeed():
-            return need.count * (need.block + 2 * ((1 << need.block) - 1))
+            return need.count * (need.block + need.uses * 2 * ((1 << need.block) - 1))
         case AndNeed():
             return need.count * 6
         case StringNeed():
@@ -262,7 +267,7 @@ def stored_bits(need: Need, party: int) -> int:
     """Bits of a need's correlation at rest at one party. P0's masks are kept as the unit's seed."""
     match need:
         case LeafNeed():
-            return need.count * ((2 << need.block) if party == MODEL_OWNER else need.block + 2)
+            return need.count * (need.uses * (2 << need.block) if party == MODEL_OWNER else need.block + 2 * need.uses)
         case AndNeed():
             return need.count * 5
         case StringNeed():

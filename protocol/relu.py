@@ -25,24 +25,33 @@ from mpcd.protocol.bit_to_arithmetic import bit_to_arithmetic_needs
 from mpcd.protocol.channel import MODEL_OWNER, Channel
 from mpcd.protocol.correlations import Need, Source
 from mpcd.protocol.drelu import drelu, drelu_and_carry, drelu_needs
+from mpcd.protocol.millionaires import Layout, Leaves, millionaires_needs, own_leaves
 from mpcd.protocol.multiplexer import multiplexer, multiplexer_needs
+from mpcd.protocol.shared_leaves import Piece, leaf_needs
 from mpcd.protocol.truncation import add_carry
 
 Share = npt.NDArray[np.uint64]
 
 
-def relu_needs(n: int, bits: int) -> tuple[Need, ...]:
-    """For n elements of ``bits`` bits."""
-    return drelu_needs(n, bits) + multiplexer_needs(n, bits)
+def relu_needs(n: int, bits: int, pieces: tuple[Piece, ...] | None = None) -> tuple[Need, ...]:
+    """For n elements of ``bits`` bits. ``pieces``: with shared leaves."""
+    layout = Layout(bits - 1)
+    leaves = None if pieces is None else leaf_needs(layout, pieces)
+    return millionaires_needs(layout, n, leaves) + multiplexer_needs(n, bits)
 
 
 async def relu(
-    channel: Channel, source: Source, x: Share, bits: int, negative: npt.NDArray[np.bool_] | None = None
+    channel: Channel,
+    source: Source,
+    x: Share,
+    bits: int,
+    negative: npt.NDArray[np.bool_] | None = None,
+    leaves: Leaves = own_leaves,
 ) -> Share:
     """Either party. x: uint64 (n,) mod 2^bits. negative: P0's, bool (n,), or None; None at P1. Returns uint64 (n,)."""
     if negative is not None and channel.party != MODEL_OWNER:
         raise ValueError("which slopes are negative is the model owner's to know")
-    b = await drelu(channel, source, x, bits)
+    b = await drelu(channel, source, x, bits, leaves)
     if negative is not None:
         b, x = await channel.compute(_negated, b, x, negative, bits)
     return await multiplexer(channel, source, b, x, bits)

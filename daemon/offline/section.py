@@ -6,7 +6,7 @@ The checksum finds damage, not malice. It is SHA-256 because that looks nothing 
 
 Payload of n entries, each part packed to its own width and padded to 8 bytes:
 
-    leaf OT, sender      n pads of 2 * 2^block bits          receiver    n of block + 2 bits (choice, then pad)
+    leaf OT, sender      n uses pads of 2 * 2^block bits     receiver    n of block + 2 uses bits (choice, then pads)
     bit triples          a, b, b2, c, c2: n bits each
     strings, sender      m0, m1: n of ``bits`` bits each     receiver    choices: n bits; m: n of ``bits`` bits
     matrix triple, P0    nothing (s comes from the seed)     P1          r, c at ``bits`` bits
@@ -150,11 +150,12 @@ def exactly(file: BinaryIO, size: int) -> bytes:
 
 def _decode(need: Need, parts: list[Words], party: int, seed: bytes) -> Any:
     match need:
-        case LeafNeed(block, n) if party == MODEL_OWNER:
-            return LeafSender(_unpack(parts[0], 2 << block, n, np.uint32))
-        case LeafNeed(block, n):
-            both = _unpack(parts[0], block + 2, n, np.uint8)
-            return LeafReceiver(both & np.uint8((1 << block) - 1), both >> np.uint8(block))
+        case LeafNeed(block, n, uses) if party == MODEL_OWNER:
+            return LeafSender(_unpack(parts[0], 2 << block, n * uses, np.uint32).reshape(n, uses))
+        case LeafNeed(block, n, uses):
+            both = _unpack(parts[0], block + 2 * uses, n, np.uint8 if uses == 1 else np.uint16)
+            pads = [(both >> both.dtype.type(block + 2 * use) & 3).astype(np.uint8) for use in range(uses)]
+            return LeafReceiver((both & ((1 << block) - 1)).astype(np.uint8), np.stack(pads, axis=1))
         case AndNeed():
             return AndTriples(*parts)
         case StringNeed(width, n, sender) if party == sender:
@@ -191,8 +192,8 @@ def _words(n: int, width: int) -> int:
 def _part_words(need: Need, party: int) -> list[int]:
     """Words of each part of a section's payload."""
     match need:
-        case LeafNeed(block, n):
-            return [_words(n, 2 << block if party == MODEL_OWNER else block + 2)]
+        case LeafNeed(block, n, uses):
+            return [_words(n * uses, 2 << block) if party == MODEL_OWNER else _words(n, block + 2 * uses)]
         case AndNeed(n):
             return [_words(n, 1)] * 5
         case StringNeed(width, n, sender):
@@ -204,11 +205,14 @@ def _part_words(need: Need, party: int) -> list[int]:
 def _encode(need: Need, correlation: Any, party: int) -> Iterator[Words]:
     """The section's payload, piece by piece; the pieces of a part join on word boundaries."""
     match need:
-        case LeafNeed(block, n) if party == MODEL_OWNER:
-            yield from _pack(_checked(correlation.pads, n), 2 << block)
-        case LeafNeed(block, n):
-            both = _checked(correlation.choices, n) | (_checked(correlation.pads, n) << np.uint8(block))
-            yield from _pack(both, block + 2)
+        case LeafNeed(block, n, uses) if party == MODEL_OWNER:
+            yield from _pack(_checked(correlation.pads, n, uses).reshape(-1), 2 << block)
+        case LeafNeed(block, n, uses):
+            pads = _checked(correlation.pads, n, uses)
+            both = _checked(correlation.choices, n).astype(np.uint8 if uses == 1 else np.uint16)
+            for use in range(uses):
+                both = both | pads[:, use].astype(both.dtype) << both.dtype.type(block + 2 * use)
+            yield from _pack(both, block + 2 * uses)
         case AndNeed(n):
             for part in (correlation.a, correlation.b, correlation.b2, correlation.c, correlation.c2):
                 yield _checked(part, _words(n, 1))
@@ -223,9 +227,9 @@ def _encode(need: Need, correlation: Any, party: int) -> Iterator[Words]:
                 yield from _pack(_checked(np.ascontiguousarray(part).reshape(-1), math.prod(shape)), width)
 
 
-def _checked(x: npt.NDArray[Any], n: int) -> npt.NDArray[Any]:
-    if x.shape != (n,):
-        raise CorrelationError(f"a correlation has {x.shape} entries where {n} were asked for")
+def _checked(x: npt.NDArray[Any], *shape: int) -> npt.NDArray[Any]:
+    if x.shape != shape:
+        raise CorrelationError(f"a correlation has {x.shape} entries where {shape} were asked for")
     return np.ascontiguousarray(x)
 
 

@@ -29,7 +29,7 @@ from mpcd.daemon.offline.ledger import LedgerError, Spent
 from mpcd.protocol.correlations import CorrelationError, MatrixNeed, Need
 from mpcd.protocol.ot import compact
 
-_MAGIC = b"mpcdunt2"
+_MAGIC = b"mpcdunt3"
 _HEADER = struct.Struct("<8s16s16s")
 _MATRIX, _PADS, _SEEDS = "matrix.bin", "pads.bin", "seeds.bin"
 _EXPANDING = "pads.new"

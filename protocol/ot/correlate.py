@@ -86,10 +86,10 @@ class OtPair:
 
     async def _make(self, channel: Channel, need: Need) -> Any:
         match _checked(need):
-            case LeafNeed(block, count) if channel.party == MODEL_OWNER:
-                return await one_of_many.send(channel, self.sending, block, count)
-            case LeafNeed(block, count):
-                return await one_of_many.receive(channel, self.receiving, block, count)
+            case LeafNeed(block, count, uses) if channel.party == MODEL_OWNER:
+                return await one_of_many.send(channel, self.sending, block, count, uses)
+            case LeafNeed(block, count, uses):
+                return await one_of_many.receive(channel, self.receiving, block, count, uses)
             case AndNeed(count):
                 return await bit_triples.make(channel, self.sending, self.receiving, count)
             case StringNeed(bits, count, sender) if channel.party == sender:
@@ -151,7 +151,7 @@ def rows_by_direction(need: Need) -> tuple[int, int]:
 def _checked(need: Need) -> OtNeed:
     """``need``, or ValueError unless oblivious transfers make it."""
     match need:
-        case LeafNeed(block, count) if 1 <= block <= 4 and count >= 0:
+        case LeafNeed(block, count, uses) if 1 <= block <= 4 and count >= 0 and 1 <= uses <= 4:
             return need
         case AndNeed(count) if count >= 0:
             return need
@@ -163,7 +163,7 @@ def _checked(need: Need) -> OtNeed:
 def cots(need: Need) -> tuple[int, int]:
     """Correlated OTs that ``need`` takes in direction A and in direction B."""
     match _checked(need):
-        case LeafNeed(block, count):
+        case LeafNeed(block, count, _):
             return block * count, 0
         case StringNeed(_, count, sender):
             return (count, 0) if sender == MODEL_OWNER else (0, count)
@@ -174,7 +174,7 @@ def cots(need: Need) -> tuple[int, int]:
 def _by_direction(need: Need, of_extension: Callable[[int], int]) -> tuple[int, int]:
     """``of_extension(n)`` over all extensions by n that ``need`` takes in direction A and in B."""
     match _checked(need):
-        case LeafNeed(block, count):
+        case LeafNeed(block, count, _):
             return pads.bytes_sent(count, block, of_extension), 0
         case StringNeed(_, count, sender):
             each = pads.bytes_sent(count, 1, of_extension)

@@ -130,3 +130,24 @@ def test_every_digit_and_choice(width: int, lowest: bool) -> None:
         kernels.leaf_results(b, 0, width, lowest, np.full(n, fill & 3, np.uint8), entries, less1, equal1)
         assert np.array_equal(bits_of(less0 ^ less1, n), a < b)
         assert lowest or np.array_equal(bits_of(equal0 ^ equal1, n), a == b)
+
+
+@pytest.mark.parametrize("n", SIZES)
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+@pytest.mark.parametrize("uses", [1, 2, 4])
+def test_pads_moved_ahead(n: int, width: int, uses: int) -> None:
+    """Moved pads and no correction make the messages of the pads as they were and the correction."""
+    rng = np.random.default_rng()
+    a, b = rng.integers(0, 1 << 64, (2, n), np.uint64)
+    pads = rng.integers(0, 1 << (2 << width), (n, uses), np.uint64).astype(np.uint32)
+    planes = kernels.leaf_corrections(b, 3, width, rng.integers(0, 1 << width, n, np.uint8))
+    moved = np.empty((uses, n), np.uint32)
+    kernels.leaf_pads_in_place(planes, pads, moved)
+    for use in range(uses):
+        made = []
+        for corrections, own in ((planes, pads[:, use].copy()), (np.zeros_like(planes), moved[use])):
+            entries = np.empty(-(-n // 64) * kernels.entry_bits(width, False), np.uint64)
+            less, equal = np.empty((2, -(-n // 64)), np.uint64)
+            kernels.leaf_messages(a, 3, width, False, corrections, own, entries, less, equal)
+            made.append((leaf_bits(entries, n, kernels.entry_bits(width, False)), bits_of(less, n), bits_of(equal, n)))
+        assert all(np.array_equal(x, y) for x, y in zip(*made, strict=True))

@@ -24,13 +24,19 @@ def low_words(x, tweak):
     return [int(word) for word in out[:, 0]]
 
 
-def entry_pads(h, block, i):
+def whole_hashes(x, tweak):
+    out = np.empty_like(x)
+    aes.tccr_hash(ROUND_KEYS, x, tweak, out)
+    return [int(low) | int(high) << 64 for low, high in out]
+
+
+def entry_pads(h, block, i, use):
     """The pads of leaf i, one two-bit string an entry: h[b][row] are the two hashes of a row."""
     pads = []
     for v in range(2**block):
         pad = 0
         for j in range(block):
-            pad ^= h[(v >> j) & 1][i * block + j] >> (2 * v)
+            pad ^= h[(v >> j) & 1][i * block + j] >> (32 * use + 2 * v)
         pads.append(pad & 3)
     return pads
 
@@ -40,17 +46,19 @@ def entry_pads(h, block, i):
 def test_leaf_pads(block, count):
     for tweak in TWEAKS:
         q, t, delta, choices = correlated(count * block)
-        sent = np.full(count, 0xFFFFFFFF, np.uint32)
-        ot_hash.leaf_pads_sender(ROUND_KEYS, q, delta, tweak, block, sent)
-        h = [low_words(q, tweak), low_words(q ^ delta, tweak)]
-        entries = np.array([entry_pads(h, block, i) for i in range(count)], np.uint32).reshape(count, 2**block)
-        packed = (entries << (2 * np.arange(2**block, dtype=np.uint32))).sum(axis=1, dtype=np.uint32)
-        np.testing.assert_array_equal(sent, packed)
-
-        chosen, received = np.full(count, 255, np.uint8), np.full(count, 255, np.uint8)
-        ot_hash.leaf_pads_receiver(ROUND_KEYS, t, bits.pack_bits(choices), tweak, block, chosen, received)
-        np.testing.assert_array_equal(chosen, choices.reshape(count, block) @ (1 << np.arange(block)))
-        np.testing.assert_array_equal(received, entries[np.arange(count), chosen])
+        h = [whole_hashes(q, tweak), whole_hashes(q ^ delta, tweak)]
+        for uses in (1, 2, 3, 4):
+            sent = np.full((count, uses), 0xFFFFFFFF, np.uint32)
+            ot_hash.leaf_pads_sender(ROUND_KEYS, q, delta, tweak, block, sent)
+            chosen, received = np.full(count, 255, np.uint8), np.full((count, uses), 255, np.uint8)
+            ot_hash.leaf_pads_receiver(ROUND_KEYS, t, bits.pack_bits(choices), tweak, block, chosen, received)
+            np.testing.assert_array_equal(chosen, choices.reshape(count, block) @ (1 << np.arange(block)))
+            for use in range(uses):
+                pads = [entry_pads(h, block, i, use) for i in range(count)]
+                entries = np.array(pads, np.uint32).reshape(count, 2**block)
+                packed = (entries << (2 * np.arange(2**block, dtype=np.uint32))).sum(axis=1, dtype=np.uint32)
+                np.testing.assert_array_equal(sent[:, use], packed)
+                np.testing.assert_array_equal(received[:, use], entries[np.arange(count), chosen])
 
 
 @pytest.mark.parametrize("width", [1, 2, 20, 33, 63, 64])
@@ -99,15 +107,19 @@ def test_wrong_lengths_are_refused():
     o8, o7 = np.empty(8, np.uint64), np.empty(7, np.uint64)
     for block, count in ((0, 8), (5, 8), (2, 3), (-1, 8)):
         with pytest.raises(ValueError, match="block"):
-            ot_hash.leaf_pads_sender(ROUND_KEYS, q, delta, 0, block, np.empty(count, np.uint32))
+            ot_hash.leaf_pads_sender(ROUND_KEYS, q, delta, 0, block, np.empty((count, 1), np.uint32))
         with pytest.raises(ValueError, match="block"):
             ot_hash.leaf_pads_receiver(
-                ROUND_KEYS, t, words, 0, block, np.empty(count, np.uint8), np.empty(count, np.uint8)
+                ROUND_KEYS, t, words, 0, block, np.empty(count, np.uint8), np.empty((count, 1), np.uint8)
             )
+    for uses in (0, 5):
+        with pytest.raises(ValueError, match="1 to 4 uses"):
+            ot_hash.leaf_pads_sender(ROUND_KEYS, q, delta, 0, 1, np.empty((8, uses), np.uint32))
+    c7, c8, p8 = np.empty(7, np.uint8), np.empty(8, np.uint8), np.empty((8, 1), np.uint8)
     with pytest.raises(ValueError, match="differ in length"):
-        ot_hash.leaf_pads_receiver(ROUND_KEYS, t, words[:0], 0, 1, np.empty(8, np.uint8), np.empty(8, np.uint8))
+        ot_hash.leaf_pads_receiver(ROUND_KEYS, t, words[:0], 0, 1, c8, p8)
     with pytest.raises(ValueError, match="differ in length"):
-        ot_hash.leaf_pads_receiver(ROUND_KEYS, t, words, 0, 1, np.empty(7, np.uint8), np.empty(8, np.uint8))
+        ot_hash.leaf_pads_receiver(ROUND_KEYS, t, words, 0, 1, c7, p8)
     with pytest.raises(ValueError, match="one row"):
         ot_hash.string_sender(ROUND_KEYS, q, delta, 0, 8, o8, o7)
     with pytest.raises(ValueError, match="one row"):

@@ -79,9 +79,10 @@ class _Dealer:
         rng = self._rng
         if isinstance(need, LeafNeed):
             assert 1 <= need.block <= 4
-            pads = rng.integers(0, 1 << (2 << need.block), need.count, np.uint64).astype(np.uint32)
+            assert 1 <= need.uses <= 4
+            pads = rng.integers(0, 1 << (2 << need.block), (need.count, need.uses), np.uint64).astype(np.uint32)
             choices = rng.integers(0, 1 << need.block, need.count, np.uint8)
-            return LeafSender(pads), LeafReceiver(choices, (pads >> (2 * choices) & 3).astype(np.uint8))
+            return LeafSender(pads), LeafReceiver(choices, (pads >> (2 * choices[:, None]) & 3).astype(np.uint8))
         if isinstance(need, AndNeed):
             # Bits: both parties' a, b, b2, and P0's c and c2.
             v = rng.integers(0, 2, (8, need.count), np.uint8)

@@ -126,6 +126,19 @@ def dense(seed: int) -> tuple[ir.Network, ir.PrivateNumbers]:
     return b.finish("dense", b.truncate(b.linear(head, 3)))
 
 
+def many_thresholds(seed: int) -> tuple[ir.Network, ir.PrivateNumbers]:
+    """Features that up to eleven thresholds share, of sizes that fill no word, put together in steps and twice."""
+    b = Builder(seed)
+    features = [b.truncate(b.linear(b.input((1, 5, 5)), 3))]
+    together = features[0]
+    for step in range(9):
+        y = b.truncate(b.linear(b.grow(b.relu(together, step != 4)), 1 + step % 2, kernel=3, padding=1))
+        together = b.concat(together, y) if step % 3 else b.concat(*features, y)
+        features.append(y)
+    twice = b.relu(b.concat(together, features[0], features[0]), True)
+    return b.finish("thresholds", b.truncate(b.linear(b.flatten(b.grow(twice)), 2)))
+
+
 def residual(seed: int) -> tuple[ir.Network, ir.PrivateNumbers]:
     """ResNet's manner: shortcuts, a strided 1x1 projection, groups; and a linear layer on signed values."""
     b = Builder(seed)

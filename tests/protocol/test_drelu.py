@@ -44,9 +44,9 @@ def test_sizes_and_cost(n: int) -> None:
     x0, x1 = edge_shares(20, n, np.random.default_rng())
     played = check(x0, x1, 20)
     words = -(-n // 64)
-    # 19 bits: blocks 4, 4, 4, 4, 3; merges 2, 1, 1.
-    triples = 3 * 4 - 3
-    assert played.sent == (8 * words * (15 + 3 * 30 + 14 + triples), 8 * words * (19 + triples))
+    # 19 bits: blocks 4, 3, 3, 3, 3, 3; merges 3, 1, 1.
+    triples = 3 * 5 - 3
+    assert played.sent == (8 * words * (15 + 5 * 14 + triples), 8 * words * (19 + triples))
     assert played.flows == 5
 
 

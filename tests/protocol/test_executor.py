@@ -12,9 +12,9 @@ from mpcd.protocol import executor, lockstep, oracle, preprocessing
 from mpcd.protocol.channel import Channel
 from mpcd.protocol.network import Linear, LinearNumbers, Network, PrivateNumbers
 from tests.protocol.ideal import SESSION, dealer
-from tests.protocol.small_networks import dense, residual
+from tests.protocol.small_networks import dense, many_thresholds, residual
 
-NETWORKS = [dense, residual]
+NETWORKS = [dense, many_thresholds, residual]
 Make = Callable[[int], tuple[Network, PrivateNumbers]]
 
 

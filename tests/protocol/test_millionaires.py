@@ -75,10 +75,12 @@ def test_layouts(bits: int) -> None:
         layout = Layout(bits, edge)
         ends = [block.shift + block.width for block in layout.blocks]
         assert [0, *ends] == [block.shift for block in layout.blocks] + [bits]
-        assert all(1 <= block.width <= 4 for block in layout.blocks)
+        assert 1 <= layout.blocks[0].width <= 4
+        assert all(1 <= block.width <= 3 for block in layout.blocks[1:])
         assert edge is None or edge in ends
         parts = [bits] if edge is None else [edge, bits - edge]
-        assert len(layout.blocks) == sum(-(-part // 4) for part in parts)
+        lowest = max(1, -(-(parts[0] - 1) // 3))
+        assert len(layout.blocks) == lowest + sum(-(-part // 3) for part in parts[1:])
         spans = {i: (block.shift, block.shift + block.width) for i, block in enumerate(layout.blocks)}
         for level in layout.levels:
             ready = dict(spans)
@@ -97,11 +99,12 @@ def test_layouts(bits: int) -> None:
 
 def test_needs_of_a_truncated_relu() -> None:
     layout = Layout(20 - 1 + 11, 11)
-    assert [block.width for block in layout.blocks] == [4, 4, 3, 4, 4, 4, 4, 3]
+    widths = [3, 3, 3, 2, 3, 3, 3, 3, 3, 2, 2]
+    assert [block.width for block in layout.blocks] == widths
     assert millionaires_needs(layout, 100) == (
-        *(LeafNeed(width, 100) for width in (4, 4, 3, 4, 4, 4, 4, 3)),
+        *(LeafNeed(width, 100) for width in widths),
+        AndNeed(128 * 5),
         AndNeed(128 * 3),
-        AndNeed(128 * 2),
         AndNeed(128 * 1),
         AndNeed(128 * 1),
     )

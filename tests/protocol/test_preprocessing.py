@@ -14,7 +14,7 @@ from mpcd.protocol.correlations import CorrelationError, MatrixNeed, Need
 from mpcd.protocol.network import Network
 from mpcd.protocol.randomness import Prg
 from tests.protocol.ideal import SESSION
-from tests.protocol.small_networks import dense, residual
+from tests.protocol.small_networks import dense, many_thresholds, residual
 
 
 class MemoryUnit:
@@ -54,7 +54,7 @@ def make(network: Network, numbers: Any, count: int) -> tuple[list[list[MemoryUn
     return units, lockstep.run(parties[0], parties[1]), steps
 
 
-@pytest.mark.parametrize("build", [dense, residual])
+@pytest.mark.parametrize("build", [dense, many_thresholds, residual])
 def test_both_phases_equal_the_oracle(build: Any) -> None:
     network, numbers = build(7)
     count = 2

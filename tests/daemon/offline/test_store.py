@@ -40,7 +40,7 @@ SEED = bytes(range(16, 32))
 MATRIX = MatrixNeed(1, 29, (3, 5, 5), (4, 3, 3))
 PLAN = (
     MATRIX,
-    *(LeafNeed(block, count) for block in (1, 2, 3, 4) for count in (1, 63, 130)),
+    *(LeafNeed(block, count, uses) for block in (1, 2, 3, 4) for count in (1, 63, 130) for uses in (1, 2, 3, 4)),
     AndNeed(1),
     AndNeed(129),
     StringNeed(1, 65, 0),
@@ -62,10 +62,11 @@ def ring(rng, shape, width):
 
 def correlation(need, party, rng):
     match need:
-        case LeafNeed(block, n) if party == 0:
-            return LeafSender(rng.integers(0, 1 << (2 << block), n, dtype=np.uint64).astype(np.uint32))
-        case LeafNeed(block, n):
-            return LeafReceiver(rng.integers(0, 1 << block, n, dtype=np.uint8), rng.integers(0, 4, n, dtype=np.uint8))
+        case LeafNeed(block, n, uses) if party == 0:
+            return LeafSender(rng.integers(0, 1 << (2 << block), (n, uses), dtype=np.uint64).astype(np.uint32))
+        case LeafNeed(block, n, uses):
+            pads = rng.integers(0, 4, (n, uses), dtype=np.uint8)
+            return LeafReceiver(rng.integers(0, 1 << block, n, dtype=np.uint8), pads)
         case AndNeed(n):
             return AndTriples(*(bit_words(rng, n) for _ in range(5)))
         case StringNeed(width, n, sender) if party == sender:
@@ -324,7 +325,7 @@ def test_killed_between_any_two_steps(tmp_path, step):
 
 # Compact units
 
-_OT_NEEDS = (LeafNeed(4, 3000), AndNeed(129), StringNeed(17, 64, 1), StringNeed(33, 65, 0))
+_OT_NEEDS = (LeafNeed(4, 3000), LeafNeed(3, 70, 4), AndNeed(129), StringNeed(17, 64, 1), StringNeed(33, 65, 0))
 
 
 @functools.cache

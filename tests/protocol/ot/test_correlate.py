@@ -40,6 +40,7 @@ TALKING = tuple(extension for extension in correlate.EXTENSIONS if extension not
 COUNTS = (0, 1, 63, 64, 65, 1000)
 NEEDS = [
     *(LeafNeed(block, count) for block in (1, 2, 3, 4) for count in COUNTS),
+    *(LeafNeed(block, 1000, uses) for block in (1, 4) for uses in (2, 3, 4)),
     LeafNeed(1, CHUNK + 1),
     LeafNeed(3, 2 * (CHUNK // 3) + 77),
     LeafNeed(4, CHUNK // 4),
@@ -67,7 +68,8 @@ def check_leaves(need: LeafNeed, sender: LeafSender, receiver: LeafReceiver) -> 
     assert len(sender.pads) == len(receiver.choices) == len(receiver.pads) == need.count
     assert (sender.pads.astype(np.uint64) < 1 << (2 << need.block)).all()
     assert (receiver.choices < 1 << need.block).all()
-    assert ((sender.pads >> (2 * receiver.choices.astype(np.uint32)) & 3) == receiver.pads).all()
+    assert sender.pads.shape == receiver.pads.shape == (need.count, need.uses)
+    assert ((sender.pads >> (2 * receiver.choices[:, None].astype(np.uint32)) & 3) == receiver.pads).all()
 
 
 def check_triples(need: AndNeed, parts: Sequence[Any]) -> None:
@@ -228,11 +230,12 @@ def test_correlation_is_broken(extension: correlate.Extension) -> None:
 @pytest.mark.parametrize("block", [1, 2, 3, 4])
 def test_leaf_pads_are_linearly_independent(block: int, pair: tuple[correlate.OtPair, correlate.OtPair]) -> None:
     """No XOR of an OT's pads is fixed: with a plain XOR of keys those of four entries would cancel."""
-    sender, receiver = make(pair, LeafNeed(block, 20_000)).results
-    assert rank(sender.pads.astype(np.uint64)) == 2 << block
+    sender, receiver = make(pair, LeafNeed(block, 20_000, 2)).results
+    both = sender.pads.astype(np.uint64)
+    assert rank(both[:, 0] | both[:, 1] << np.uint64(32)) == 2 * (2 << block), "nor of another use's"
     # Nor is a pad fixed by the receiver's view: for every choice, all pads but the known one vary freely.
     for choice in range(1 << block):
-        mine = sender.pads[receiver.choices == choice].astype(np.uint64)
+        mine = sender.pads[receiver.choices == choice, 1].astype(np.uint64)
         known = (mine >> np.uint64(2 * choice)) & np.uint64(3)
         for value in range(4):
             rows = mine[known == value]
