@@ -22,6 +22,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import threading
 import time
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,6 +63,7 @@ class Keys:
         self.previous: Identity | None = None
         self.rotation: Rotation | None = None
         self.ca_file = Path(tls.ca_file) if tls and tls.ca_file else None
+        self._lock = threading.RLock()  # changes are made in threads: they wait for the disk
         self._state = state
         self._tls = tls
         self._read = authority.stamp(tls) if tls and tls.mode == "ca" else ()
@@ -144,26 +146,27 @@ class Keys:
                 "this daemon's key and certificate come from the site's own authority (tls.mode = 'ca')",
                 "renew them there; mpcd reads the files again by itself",
             )
-        if self.rotation is not None:
-            raise Conflict(
-                "peers have still to hear of the last new key",
-                "`mpcctl key show` says which; `mpcctl key finish` gives the old key up at once, and those peers then"
-                " need a new invite",
-            )
-        old, now = self.current, time.time()
-        pem = generate(name)
-        new = Identity.of_pem(old.file, pem)
-        write_private(self._state / PREVIOUS_FILE, old.file.read_bytes())
-        begun = Rotation(old.fingerprint, new.fingerprint, now, now + keep, tuple(peers))
-        self._store(begun)
-        write_private(old.file, pem)
-        self.current = new
-        self.previous = dataclasses.replace(old, file=self._state / PREVIOUS_FILE)
-        self.rotation = begun
-        _log.info("a new key", fingerprint=grouped(new.fingerprint), previous=grouped(old.fingerprint))
-        if not begun.pending:
-            self.finish()
-        return begun
+        with self._lock:
+            if self.rotation is not None:
+                raise Conflict(
+                    "peers have still to hear of the last new key",
+                    "`mpcctl key show` says which; `mpcctl key finish` gives the old key up at once, and those peers"
+                    " then need a new invite",
+                )
+            old, now = self.current, time.time()
+            pem = generate(name)
+            new = Identity.of_pem(old.file, pem)
+            write_private(self._state / PREVIOUS_FILE, old.file.read_bytes())
+            begun = Rotation(old.fingerprint, new.fingerprint, now, now + keep, tuple(peers))
+            self._store(begun)
+            write_private(old.file, pem)
+            self.current = new
+            self.previous = dataclasses.replace(old, file=self._state / PREVIOUS_FILE)
+            self.rotation = begun
+            _log.info("a new key", fingerprint=grouped(new.fingerprint), previous=grouped(old.fingerprint))
+            if not begun.pending:
+                self.finish()
+            return begun
 
     def announcement(self) -> bytes | None:
         """What to tell a peer that knows the previous key."""
@@ -172,38 +175,44 @@ class Keys:
 
     def acknowledge(self, peer: str) -> None:
         """This peer knows the new key. The old one goes when all do."""
-        if self.rotation is None or peer not in self.rotation.pending:
-            return
-        left = dataclasses.replace(self.rotation, pending=tuple(p for p in self.rotation.pending if p != peer))
-        if left.pending:
-            self._store(left)
-            self.rotation = left
-        else:
-            self.finish()
+        with self._lock:
+            if self.rotation is None or peer not in self.rotation.pending:
+                return
+            left = dataclasses.replace(self.rotation, pending=tuple(p for p in self.rotation.pending if p != peer))
+            if left.pending:
+                self._store(left)
+                self.rotation = left
+            else:
+                self.finish()
 
     def tidy(self, peers: Iterable[str]) -> None:
         """Give the old key up once its time is over, or when nobody is left who has to hear of the new one."""
-        if self.rotation is None:
-            return
-        known = set(peers)
-        for gone in [peer for peer in self.rotation.pending if peer not in known]:
-            self.acknowledge(gone)
-        if self.rotation is not None and time.time() >= self.rotation.until:
-            _log.warning("the old key's time is over", never_heard=len(self.rotation.pending))
-            self.finish()
+        with self._lock:
+            if self.rotation is None:
+                return
+            known = set(peers)
+            for gone in [peer for peer in self.rotation.pending if peer not in known]:
+                self.acknowledge(gone)
+            if self.rotation is not None and time.time() >= self.rotation.until:
+                _log.warning("the old key's time is over", never_heard=len(self.rotation.pending))
+                self.finish()
 
     def finish(self) -> None:
         """Give the old key up."""
-        if self._state is not None:
-            (self._state / ROTATION_FILE).unlink(missing_ok=True)
-            (self._state / PREVIOUS_FILE).unlink(missing_ok=True)
-        if self.rotation is not None:
-            _log.info("the old key is gone", fingerprint=grouped(self.rotation.previous))
-        self.rotation = self.previous = None
+        with self._lock:
+            if self._state is not None:
+                (self._state / ROTATION_FILE).unlink(missing_ok=True)
+                (self._state / PREVIOUS_FILE).unlink(missing_ok=True)
+            if self.rotation is not None:
+                _log.info("the old key is gone", fingerprint=grouped(self.rotation.previous))
+            self.rotation = self.previous = None
 
     def _take_up(self) -> None:
         """After a start: go on with a rotation that was committed, sweep one that was not."""
         assert self._state is not None
+        for name in (FILE_NAME, PREVIOUS_FILE, ROTATION_FILE):
+            for scratch in self._state.glob(f".{name}.*"):  # half written by a daemon that was killed
+                scratch.unlink()
         found = self._load()
         if found is None or found.current != self.current.fingerprint:
             self.finish()
