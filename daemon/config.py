@@ -284,7 +284,7 @@ class Config:
             raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
         try:
             table = tomllib.loads(text.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise ConfigError(f"{file}: not valid TOML: {error}") from error
         return cls.parse(table, str(file))
 

@@ -89,13 +89,16 @@ class Dataset:
     @property
     def digest(self) -> str:
         """SHA-256 (hexadecimal) of the canonical index. Private: only the commitment may leave the machine."""
-        rows = [[e.uid, e.sha256, sorted(e.labels.items())] for e in self.entries]
-        return hashlib.sha256(_canonical([FORMAT, self.complete, sorted(self.findings), rows])).hexdigest()
+        return hashlib.sha256(index_bytes(self.complete, sorted(self.findings), self.rows())).hexdigest()
+
+    def rows(self) -> list[list[Any]]:
+        """What the digest covers of each image: uid, SHA-256 of the file, labels."""
+        return [[e.uid, e.sha256, [list(label) for label in sorted(e.labels.items())]] for e in self.entries]
 
     @property
     def commitment(self) -> str:
         """SHA-256 (hexadecimal) over tag, salt and digest: binds this side, tells the other nothing."""
-        return hashlib.sha256(_TAG + self.salt + bytes.fromhex(self.digest)).hexdigest()
+        return commitment(self.salt, self.digest)
 
     def labels_for(self, findings: tuple[str, ...] | list[str]) -> dict[str, dict[str, bool | None]]:
         """{uid: {finding: present, absent or None for unknown}} for the model's names of the findings."""
@@ -253,11 +256,20 @@ def load(path: Path) -> Dataset:
         intact = dataset.digest == digest
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DatasetError(f"{path}: damaged index", "add the data set again") from error
     if not intact:
         raise DatasetError(f"{path}: damaged index", "add the data set again")
     return dataset
+
+
+def commitment(salt: bytes, digest: str) -> str:
+    return hashlib.sha256(_TAG + salt + bytes.fromhex(digest)).hexdigest()
+
+
+def index_bytes(complete: bool, findings: list[str], rows: list[list[Any]]) -> bytes:
+    """What the digest of a data set is taken of."""
+    return _canonical([FORMAT, complete, findings, rows])
 
 
 def _canonical(value: Any) -> bytes:

@@ -28,7 +28,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import math
 import re
 import tomllib
 from importlib import resources
@@ -210,7 +209,7 @@ def _one_of(value: Any, allowed: tuple[str, ...], key: str) -> None:
 
 
 def _number(value: Any, key: str) -> float:
-    if type(value) not in (int, float) or not math.isfinite(value) or abs(value) > 1e6:
+    if type(value) not in (int, float) or not abs(value) <= 1e6:  # nor nan, nor what is too large for a float
         raise RecipeError(f"{key} is {value!r}, must be a number between -1000000 and 1000000")
     return float(value)
 

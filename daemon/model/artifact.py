@@ -14,7 +14,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +64,7 @@ def load(folder: Path) -> Artifact:
         numbers = numbers_from_bytes((folder / "numbers.npz").read_bytes())
         recipe = recipes.parse((folder / "recipe.toml").read_text("utf-8"), f"{folder.name}/recipe.toml")
         report = json.loads((folder / "report.json").read_text("utf-8"))
-    except (OSError, NetworkError, ValueError) as error:
+    except (OSError, NetworkError, ValueError, RecursionError) as error:
         raise ModelError(f"the compiled model in {folder} cannot be read: {error}", "add the model again") from error
     verify(network, numbers)
     return Artifact(network, numbers, recipe, report)
@@ -92,7 +91,8 @@ def numbers_from_bytes(data: bytes) -> PrivateNumbers:
                 kinds[int(op)] = _CLASSES[kind]
                 fields.setdefault(int(op), {})[field] = arrays[key]
         return {op: kinds[op](**own) for op, own in sorted(fields.items())}
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile) as error:
+    except Exception as error:
+        # NumPy's and zipfile's readers raise nearly anything on damaged files: SyntaxError, TokenError, zlib.error, ...
         raise ModelError(f"the model's numbers do not decode: {error}", "add the model again") from error
 
 

@@ -101,7 +101,7 @@ def _program(source: Path) -> torch.export.ExportedProgram:
     try:
         with zipfile.ZipFile(source) as archive:
             members = {name.split("/", 1)[-1]: archive.read(name) for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # zipfile's, and what its decompressors raise
         raise ModelError(f"{source.name} is not a .pt2 archive") from error
     configs = {f"data/{kind}/model_{kind}_config.json": kind for kind in ("weights", "constants")}
     if "models/model.json" not in members or not configs.keys() <= members.keys():
@@ -114,7 +114,7 @@ def _program(source: Path) -> torch.export.ExportedProgram:
                 if row["use_pickle"] or not path.startswith(("weight_", "tensor_")) or "/" in path:
                     raise ModelError(f"{source.name}: {name} is stored as a pickle, which is never opened")
                 plain.add(f"data/{kind}/{path}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ModelError(f"{source.name}: its list of tensors does not decode") from error
     rebuilt = io.BytesIO()
     with zipfile.ZipFile(rebuilt, "w") as archive:

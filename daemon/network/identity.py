@@ -19,7 +19,6 @@ from typing import Self
 
 import msgpack
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
@@ -229,5 +228,6 @@ def check_certificate(der: bytes) -> None:
         # It becomes a trust anchor, also of connections of peers that are known by an authority and a name.
         if certificate.extensions.get_extension_for_class(x509.BasicConstraints).value.ca:
             raise ValueError("an authority's")
-    except (ValueError, InvalidSignature, x509.ExtensionNotFound) as error:
+    except Exception as error:
+        # Also UnsupportedAlgorithm, DuplicateExtension, InvalidVersion and others that share no class of their own.
         raise InviteError("the certificate in this invite is not one that mpcd makes") from error

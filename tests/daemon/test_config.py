@@ -93,6 +93,7 @@ def test_a_full_file(tmp_path):
         ("advertise = 'http://x'", "advertise: 'http://x' is not an address"),
         ("advertise = 1", "advertise = 1 must be a string"),
         ("name =", "not valid TOML"),
+        ("name = " + "[" * 3000, "not valid TOML"),
     ],
 )
 def test_errors_name_file_key_and_what_is_allowed(tmp_path, text, message):

@@ -127,3 +127,10 @@ def test_round_trip(low: float, span: float, statistics: tuple[list[float], list
     again = parse(recipe.to_toml())
     assert again == recipe
     assert again.digest == recipe.digest
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "-" + "9" * 400, "nan", "inf", "1000001"])
+def test_numbers_that_no_float_holds(number: str) -> None:
+    text = load("imagenet-224").to_toml()
+    with pytest.raises(RecipeError, match=r"pixels.high is .*, must be a number between"):
+        parse(text.replace("high = 1.0", f"high = {number}"))

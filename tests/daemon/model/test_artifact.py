@@ -6,6 +6,7 @@ import dataclasses
 import io
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -110,6 +111,17 @@ def test_damage_is_named(tmp_path: Path, made: Artifact, file: str) -> None:
 def test_a_pickle_among_the_numbers_is_not_opened() -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **{"1.ReluNumbers.threshold": np.array([{}], object)})
+    with pytest.raises(ModelError, match="do not decode"):
+        artifact.numbers_from_bytes(buffer.getvalue())
+
+
+@pytest.mark.parametrize("header", ["(" * 300, "{'descr': '<i8', 'fortran_order': False, 'shape': (1 << 62,), }", "\0"])
+def test_numbers_whose_header_is_no_header(header: str) -> None:
+    """NumPy parses it as Python, and says so with errors of Python's tokenizer."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        start = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little")
+        archive.writestr("1.LinearNumbers.weight.npy", start + header.encode())
     with pytest.raises(ModelError, match="do not decode"):
         artifact.numbers_from_bytes(buffer.getvalue())
 

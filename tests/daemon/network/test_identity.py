@@ -109,6 +109,17 @@ def test_invite_with_other_characters_or_endless():
         Invite.parse("mpcd1:" + "A" * 100_000)
 
 
+def test_a_certificate_of_an_unknown_kind_of_key(identity):
+    """OpenSSL knows the form and not the key: another error than for what is no certificate."""
+    ed25519 = bytes.fromhex("06032b6570")
+    der = identity.certificate.replace(ed25519, bytes.fromhex("0603217065"))
+    assert der != identity.certificate
+    data = msgpack.packb({"name": "a", "address": "", "certificate": der})
+    data += hashlib.sha256(data).digest()[:6]
+    with pytest.raises(InviteError, match="not one that mpcd makes"):
+        Invite.parse("mpcd1:" + base64.urlsafe_b64encode(data).rstrip(b"=").decode())
+
+
 @pytest.mark.parametrize(
     "body",
     [
