@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import datetime
 import ssl
-import time
 from pathlib import Path
 
 from cryptography import x509
@@ -130,13 +129,3 @@ def expires(der: bytes) -> float:
 
 def date(moment: float) -> str:
     return datetime.datetime.fromtimestamp(moment, datetime.UTC).date().isoformat()
-
-
-def expiry_warning(whose: str, moment: float | None) -> str:
-    """A sentence while ``moment`` is near or over; else ''."""
-    if moment is None or moment - time.time() > WARN:
-        return ""
-    if moment <= time.time():
-        return f"{whose} certificate expired on {date(moment)}: no connection is made with it; have it renewed"
-    days = int((moment - time.time()) // 86400)
-    return f"{whose} certificate expires on {date(moment)} ({days} days): have it renewed; after that it is refused"

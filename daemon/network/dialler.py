@@ -17,9 +17,9 @@ from mpcd.daemon.errors import ConfigError, MpcdError, PeerError, PeerUnreachabl
 from mpcd.daemon.network import authority, greeting, inspection, tls
 from mpcd.daemon.network.authority import CertificateExpired, WrongName
 from mpcd.daemon.network.greeting import CHANNEL, CONTROL, KNOCK, Hello
-from mpcd.daemon.network.identity import Identity, grouped
+from mpcd.daemon.network.identity import Identity, Invite, grouped
 from mpcd.daemon.network.keys import Keys
-from mpcd.daemon.network.peers import CA, PIN, Peer
+from mpcd.daemon.network.peers import PIN, Peer
 from mpcd.daemon.network.proxy import Proxy, ProxyRefused
 from mpcd.daemon.network.transport import Connection, dial
 
@@ -98,11 +98,11 @@ class Dialler:
     def context(self, identity: Identity, peer: Peer) -> ssl.SSLContext:
         return tls.client_context(identity, peer.certificate, self._keys.ca_file)
 
-    def check_peer(self, peer: Peer) -> None:
-        """Raises ConfigError if this side has nothing to know the peer by."""
-        if peer.known_by == CA and self._keys.ca_file is None:
+    def check_invite(self, one: Invite | Peer) -> None:
+        """Raises ConfigError if this side has nothing to know that peer by."""
+        if one.ca_name and self._keys.ca_file is None:
             raise ConfigError(
-                f"{peer.name} is known by an authority and the name {peer.ca_name!r}, but this side has no tls.ca_file",
+                f"{one.name} is known by an authority and the name {one.ca_name!r}, but this side has no tls.ca_file",
                 "set [tls] ca_file in mpcd.toml to the authority's certificate",
             )
 
@@ -110,7 +110,7 @@ class Dialler:
 
     async def _dial_as(self, identity: Identity, peer: Peer, purpose: str, job: bytes) -> tuple[Connection, Hello]:
         """With this identity; asking for the peer's former key where it shows another than ours of it."""
-        self.check_peer(peer)
+        self.check_invite(peer)
         names = [_server_name(peer)]
         if peer.known_by == PIN:
             names.append(tls.label_of(peer.fingerprint))

@@ -19,7 +19,7 @@ from mpcd.cli.main import mpcctl
 from mpcd.daemon.config import Paths
 
 EXPECTED = {
-    "id", "status", "peer add", "peer list", "peer remove", "model add", "model list", "model show", "model evaluate",
+    "id", "status", "key show", "key rotate", "key finish", "peer add", "peer list", "peer remove", "model add", "model list", "model show", "model evaluate",
     "model remove", "dataset add", "dataset list", "dataset show", "dataset remove", "offline make", "offline status",
     "session start", "session list", "session show", "session watch", "session cancel", "approve", "deny", "report",
 }  # fmt: skip

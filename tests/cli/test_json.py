@@ -9,7 +9,11 @@ import pytest
 
 from tests.system.two_parties import VENDOR, Pair
 
-PEER = {"name", "fingerprint", "address", "added", "connected", "error", "hint"}
+PEER = {
+    "name", "fingerprint", "known_by", "ca_name", "expires", "address", "added", "connected", "error", "hint", "attempts",
+    "retry",
+}  # fmt: skip
+KEY = {"mode", "fingerprint", "expires", "rotation"}
 MODEL = {
     "name", "peer", "commitment", "network_digest", "recipe_digest", "findings", "input_shape", "ring", "operations",
     "comparisons", "added",
@@ -41,7 +45,7 @@ SESSION = {
 }  # fmt: skip
 STATUS = {
     "version", "protocol_version", "software", "name", "fingerprint", "listen", "state_dir", "started", "threads",
-    "memory_available_bytes", "disk_free_bytes", "kernels", "peers", "units", "sessions", "jobs", "warnings",
+    "memory_available_bytes", "disk_free_bytes", "key", "kernels", "peers", "units", "sessions", "jobs", "warnings",
 }  # fmt: skip
 REPORT = {
     "format", "confidence", "method", "session", "images", "findings", "exactness", "largest_logit_difference",
@@ -60,7 +64,8 @@ def done(pair: Pair) -> dict:
 
 
 def test_identity_and_status(pair: Pair, done: dict) -> None:
-    assert keys(pair.vendor.ctl("id")) == {"name", "fingerprint", "address", "invite"}
+    assert keys(pair.vendor.ctl("id")) == {"name", "fingerprint", "address", "invite", "key"}
+    assert keys(pair.vendor.ctl("key", "show")["key"]) == KEY
     status = pair.hospital.ctl("status")
     assert keys(status) == STATUS
     assert keys(status["kernels"]) == {"ready", "done", "total"}

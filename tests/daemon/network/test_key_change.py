@@ -187,7 +187,7 @@ def test_a_forged_announcement_is_refused(run, sides, make_identity):
             await linked(a, b)
             for announced in (
                 rotation.announcement(other, new),
-                rotation.announcement(a.identity.current, new)[:-1] + b"\0",
+                rotation.announcement(a.identity.current, new)[:-1] + b"\xff",
                 rotation.announcement(b.identity.current, new),
                 b"",
                 None,
