@@ -64,8 +64,8 @@ class Context:
     @classmethod
     def open(cls, paths: Paths, config: Config, identity: Keys, peers: Peers) -> Context:
         """Open the state folder; what a crash left half-made is burnt and removed here."""
-        audit = Audit(Journal(paths.state / "audit"), peers)
-        audit.started(identity.fingerprint)
+        audit = Audit(Journal(paths.state / "audit"), peers, lambda: identity.fingerprint)
+        audit.started()
         ledger = Ledger(paths.state / "ledger.sqlite", audit.units)
         store = UnitStore(paths.state / "units")
         recover(ledger, store)
@@ -94,7 +94,7 @@ class Context:
         self.executor.shutdown(wait=True, cancel_futures=True)
         self.ledger.close()
         self.records.close()
-        self.audit.stopped(self.identity.fingerprint)
+        self.audit.stopped()
         self.audit.close()
 
     @property

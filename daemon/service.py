@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 
 from mpcd.daemon import log, state
+from mpcd.daemon.audit.audit import STRANGERS
 from mpcd.daemon.audit.exchange import Exchange
 from mpcd.daemon.catalogue import Catalogue
 from mpcd.daemon.config import Config, Paths
-from mpcd.daemon.context import Context
+from mpcd.daemon.context import Context, aside
 from mpcd.daemon.control.api import Api
 from mpcd.daemon.control.server import ControlServer
 from mpcd.daemon.files import make_private
@@ -55,11 +56,13 @@ class Daemon:
         self._exchange = Exchange(self.context)
         watched = self.context.audit.watching({**handlers, **self._exchange.handlers})
         self.net = PeerNetwork(config, keys, peers, watched, on_connect=self._on_connect)
+        self.net.on_stranger = self._on_stranger
         peers.watch(self.context.audit.peers_changed)
         self.context.net = self.net
         self.api = Api(self.context, catalogue, self.offline, self.sessions, self.operations)
         self.control = ControlServer(paths.control_socket, self.api.methods, self.context.meters.error)
         self._warming: asyncio.Task[None] | None = None
+        self._background: set[asyncio.Task[None]] = set()
 
     async def start(self, warm: bool = True) -> None:
         """``warm`` False: kernels are compiled as they are first used (tests)."""
@@ -80,6 +83,10 @@ class Daemon:
             control=str(self.context.paths.control_socket),
         )
 
+    def _on_stranger(self, event: str) -> None:
+        self._background.add(task := asyncio.create_task(aside(self.context.audit.refused, STRANGERS, event, "")))
+        task.add_done_callback(self._background.discard)
+
     def _on_connect(self, peer: str) -> None:
         self.sessions.on_connect(peer)
         self._exchange.soon(peer)
@@ -92,6 +99,7 @@ class Daemon:
         await self.offline.stop()
         await self._exchange.stop()
         await self.net.stop()
+        await asyncio.gather(*self._background, return_exceptions=True)
         await self.operations.stop()
         if self._warming is not None:
             self._warming.cancel()

@@ -24,7 +24,7 @@ from mpcd.daemon.errors import MpcdError, NotFound, ProtocolViolation, Refused
 from mpcd.daemon.version import PROTOCOL_VERSION, software_digest, software_version
 
 if TYPE_CHECKING:
-    from mpcd.daemon.network.peers import Peers
+    from mpcd.daemon.network.peers import Peer, Peers
     from mpcd.daemon.offline.ledger import Stock
     from mpcd.daemon.sessions.records import Session
 
@@ -46,7 +46,7 @@ EVENTS: dict[str, frozenset[str]] = {
         "units.made": "who model_commitment network_digest count",
         "units.burnt": "who model_commitment network_digest count",
         "session.proposed": "who session role run run_digest",
-        "session.approved": "who session role run run_digest software peer_software",
+        "session.approved": "who session role run run_digest approval software peer_software",
         "session.denied": "who session role run run_digest",
         "session.began": "who session role run_digest software peer_software",
         "image.revealed": "who session to what image count",
@@ -76,10 +76,13 @@ class Audit:
     ``shared`` is called with a peer's name, in whatever thread, when there is an entry that the peer has, too.
     """
 
-    def __init__(self, journal: Journal, peers: Peers) -> None:
+    def __init__(self, journal: Journal, peers: Peers, fingerprint: Callable[[], str]) -> None:
+        """``fingerprint``: of our certificate as it is now."""
         self.journal = journal
         self._peers = peers
-        self._lock = threading.Lock()
+        self._fingerprint = fingerprint
+        self._key = journal.noted("key")
+        self._lock = threading.RLock()
         self._refusals: dict[str, tuple[float, int]] = {}  # since when, how many
         self.shared: Callable[[str], None] = lambda peer: None
 
@@ -88,39 +91,41 @@ class Audit:
 
     # The daemon
 
-    def started(self, fingerprint: str) -> None:
+    def started(self) -> None:
         """Also what changed while it did not run: its key, its peers."""
         unclean = self.journal.noted("running") == "yes"
         self.journal.note("running", "yes")
+        self.key()
         self._append(
             "daemon.started",
-            who={"fingerprint": fingerprint},
+            who={"fingerprint": self._fingerprint()},
             version=software_version(),
             software=software_digest(),
             protocol=PROTOCOL_VERSION,
             python=platform.python_version(),
             unclean=unclean,
         )
-        self.key(fingerprint)
         self.peers_changed()
 
-    def stopped(self, fingerprint: str) -> None:
+    def stopped(self) -> None:
         for peer in list(self._refusals):
             self._flush_refusals(peer)
-        self._note("daemon.stopped", who={"fingerprint": fingerprint})
+        self._note("daemon.stopped", who={"fingerprint": self._fingerprint()})
         self.journal.note("running", "no")
 
-    def key(self, fingerprint: str) -> None:
-        """This is our certificate now."""
-        before = self.journal.noted("key")
-        if before == fingerprint:
-            return
-        who = {**_operator(), "fingerprint": fingerprint}
-        if before:
-            self._append("key.changed", who=who, before=before)
-        else:
-            self._append("key.created", who=who)
-        self.journal.note("key", fingerprint)
+    def key(self) -> None:
+        """Whether our certificate is another one now: said before whatever is written under it."""
+        with self._lock:
+            before, now = self._key, self._fingerprint()
+            if before == now:
+                return
+            who = {**_operator(), "fingerprint": now}
+            if before:
+                self._append("key.changed", who=who, before=before)
+            else:
+                self._append("key.created", who=who)
+            self.journal.note("key", now)
+            self._key = now
 
     def policy(self, file: Path) -> None:
         """The policy is about to be applied: who looks at an approval later sees which one it was."""
@@ -146,7 +151,7 @@ class Audit:
     def _compare_peers(self) -> None:
         with self._lock:
             before: dict[str, str] = json.loads(self.journal.noted("peers") or "{}")
-            now = {peer.name: peer.fingerprint for peer in self._peers.list()}
+            now = {peer.name: _known_as(peer) for peer in self._peers.list()}
             for name in sorted(before.keys() | now.keys()):
                 who = {**_operator(), "peer": name, "fingerprint": now.get(name, before.get(name, ""))}
                 if name not in before:
@@ -215,10 +220,10 @@ class Audit:
 
     def units(self, what: str, stock: Stock, count: int) -> None:
         """``what``: "made" or "burnt". Those spent are counted at their session's end."""
-        found = self._peers.find(stock.peer)
+        name = next((peer.name for peer in self._peers.list() if peer.id == stock.peer), "")
         self._note(
             f"units.{what}",
-            who={"peer": found.name if found else "", "fingerprint": stock.peer},
+            who=self.who(name),
             model_commitment=stock.model,
             network_digest=stock.network,
             count=count,
@@ -239,8 +244,9 @@ class Audit:
             who["by"] = _plain(after.approved_by)
             if after.role == "model-owner" and after.approved_by.startswith("operator"):
                 who |= _operator()
-            software = both if after.state == "approved" else {}
-            self._append(f"session.{after.state}", who=who, **self._of(after), run=_run(after), **software)
+            bound = {"approval": after.bound.digest(after.terms)} if after.bound is not None else {}
+            more = {**both, **bound} if after.state == "approved" else {}
+            self._append(f"session.{after.state}", who=who, **self._of(after), run=_run(after), **more)
         elif after.state in ("offline", "online"):
             if before.started is None:
                 self._append("session.began", who=who, **self._of(after), **both)
@@ -286,11 +292,13 @@ class Audit:
         if peer == STRANGERS:
             return {}
         try:
-            return {"peer": peer, "fingerprint": self._peers.get(peer).fingerprint}
+            return {"peer": peer, "fingerprint": _known_as(self._peers.get(peer))}
         except NotFound:
             return {"peer": peer, "fingerprint": ""}
 
     def _append(self, event: str, **fields: Any) -> None:
+        if not event.startswith("key."):
+            self.key()
         surplus = fields.keys() - EVENTS[event]
         if surplus:
             raise ValueError(f"an audit entry {event} has no {', '.join(surplus)}")
@@ -302,6 +310,10 @@ class Audit:
             self._append(event, **fields)
         except MpcdError as error:
             _log.error("the audit log lacks an entry", entry=event, reason=str(error))
+
+
+def _known_as(peer: Peer) -> str:
+    return peer.fingerprint or f"ca:{peer.ca_name}"
 
 
 def _operator() -> Who:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from mpcd.daemon.context import Context
+from mpcd.daemon.context import Context, aside
 from mpcd.daemon.control.jobs import Job
 from mpcd.daemon.control.server import Method, Params
 from mpcd.daemon.errors import BadInput
@@ -52,6 +52,7 @@ class KeyMethods:
         if days > MOST_DAYS:
             raise BadInput(f"keep_days is {days}, must be 1 to {MOST_DAYS}")
         await self._context.net.rotate_key(days * DAY)
+        await aside(self._context.audit.key)
         return {"key": self.describe()}
 
     async def _finish(self, params: Params, job: Job) -> dict[str, Any]:

@@ -171,6 +171,7 @@ class PeerNetwork:
         self._stranger_logged: dict[str, float] = {}
         self._unwatch: Callable[[], None] | None = None
         self._log = log.get("link")
+        self.on_stranger: Callable[[str], Any] = lambda event: None  # gets one of a few texts of ours, now and then
 
     # What the daemon calls.
 
@@ -550,6 +551,7 @@ class PeerNetwork:
         if now - self._stranger_logged.get(event, float("-inf")) >= LOG_PAUSE:
             self._stranger_logged[event] = now
             self._log.warning(event, **details)
+            self.on_stranger(event)
 
     async def _serve(self, connection: Connection) -> None:
         """Find out who it is and what for."""

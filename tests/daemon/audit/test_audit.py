@@ -76,7 +76,7 @@ def check(vendor: Daemon, hospital: Daemon, id: str) -> None:
     ):
         own = daemon.context.identity.fingerprint
         first = entries(daemon)[:2]
-        assert [e["event"] for e in first] == ["daemon.started", "key.created"]
+        assert [e["event"] for e in first] == ["key.created", "daemon.started"]
         assert [e["who"]["fingerprint"] for e in first] == [own, own]
         (added,) = entries(daemon, "peer.added")
         assert (added["who"]["peer"], added["who"]["fingerprint"]) == (peer, fingerprint)
@@ -91,6 +91,9 @@ def check(vendor: Daemon, hospital: Daemon, id: str) -> None:
         expected = {name: value for name, value in terms.as_dict().items() if name != "model"}
         assert proposed["run"] == approved["run"] == expected
         assert approved["who"]["by"] == "operator"
+        bound = daemon.context.records.get(id).bound
+        assert bound is not None
+        assert approved["approval"] == bound.digest(terms)
         software = daemon.context.software
         assert (approved["software"], began["peer_software"], over["peer_software"]) == (software, software, software)
         assert (over["result"], over["images"], over["done"], over["units"]) == ("done", 3, 3, 3)
@@ -229,6 +232,7 @@ def test_a_peer_that_lies_about_its_log(run: Run, tmp_path: Path) -> None:
 def test_nothing_is_approved_or_revealed_that_cannot_be_written_down(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
         async with daemons(tmp_path) as (vendor, hospital):
+
             def full(*_: object) -> None:
                 raise NotEnough("the disk is full: the audit log cannot be written", peer_text="the disk is full")
 
@@ -255,7 +259,7 @@ def test_nothing_is_approved_or_revealed_that_cannot_be_written_down(run: Run, t
 
 def test_entries_have_declared_fields_only(run: Run, tmp_path: Path) -> None:
     async def main() -> None:
-        async with daemons(tmp_path) as (vendor, _):
+        async with daemons(tmp_path) as (vendor, hospital):
             audit = vendor.context.audit
             for event, fields in (
                 ("refused", {"who": {}, "path": "/x"}),
@@ -270,9 +274,15 @@ def test_entries_have_declared_fields_only(run: Run, tmp_path: Path) -> None:
             (entry,) = entries(vendor, "refused")
             assert (entry["what"], entry["code"]) == ("a?b??31m", "x" * 60)
             before = len(entries(vendor))
-            audit.key(vendor.context.identity.fingerprint)
+            audit.key()
             assert len(entries(vendor)) == before
-            audit.key("f" * 64)
-            assert entries(vendor, "key.changed")[0]["before"] == vendor.context.identity.fingerprint
+            old = vendor.context.identity.fingerprint
+            await client(vendor).call("key.rotate")
+            (changed,) = entries(vendor, "key.changed")
+            new = vendor.context.identity.fingerprint
+            assert (changed["before"], changed["who"]) == (old, {"operator": os.getuid(), "fingerprint": new})
+            await until(lambda: entries(hospital, "peer.changed"))
+            (told,) = entries(hospital, "peer.changed")
+            assert (told["before"], told["who"]) == (old, {"peer": VENDOR, "fingerprint": new})
 
     run(main())

@@ -201,7 +201,9 @@ def test_lines_that_are_no_entries() -> None:
 
 def two_logs(peer_hash: str = "", run: object = 1, event: str = "session.over") -> tuple[list, list]:
     theirs, digest = chain.seal({"seq": 1, "time": "t", "event": event, "session": "s", "run": 1, "prev": GENESIS})
-    first, ours = chain.seal({"seq": 1, "time": "t", "event": "session.over", "session": "s", "run": run, "prev": GENESIS})
+    first, ours = chain.seal(
+        {"seq": 1, "time": "t", "event": "session.over", "session": "s", "run": run, "prev": GENESIS}
+    )
     says = {"session": "s", "of": "session.over", "entry": 1, "entry_hash": ours, "peer_seq": 1}
     second, _ = chain.seal(
         {"seq": 2, "time": "t", "event": "peer.reference", **says, "peer_hash": peer_hash or digest, "prev": ours}
