@@ -105,6 +105,14 @@ class Library:
     def models(self) -> list[Model]:
         return [self.model(folder.name) for folder in sorted(self._models.iterdir())]
 
+    def names(self) -> dict[str, str]:
+        """Our models' names by their commitments."""
+        found = {}
+        for folder in sorted(self._models.iterdir()):
+            with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+                found[json.loads((folder / "model.json").read_text())["commitment"]] = folder.name
+        return found
+
     def has_model(self, name: str) -> bool:
         return bool(NAME.fullmatch(name)) and (self._models / name).is_dir()
 
@@ -127,6 +135,10 @@ class Library:
     def report(self, name: str) -> dict[str, Any]:
         found: dict[str, Any] = json.loads((self._model_folder(name) / "report.json").read_text())
         return found
+
+    def model_salt(self, name: str) -> bytes:
+        """Of its commitment: for an opening (daemon/commitments.py) only."""
+        return bytes.fromhex(json.loads((self._model_folder(name) / "model.json").read_text())["salt"])
 
     def model_folder(self, name: str) -> Path:
         return self._model_folder(name)
@@ -157,13 +169,8 @@ class Library:
         self.free_model_name(name)
         made = artifact.load(scratch)
         salt = os.urandom(32)
-        commitment = commit(
-            b"mpcd model 1",
-            salt,
-            made.network.to_bytes(),
-            artifact.numbers_digest(made.numbers),
-            made.recipe.canonical(),
-        )
+        numbers = artifact.numbers_digest(made.numbers)
+        commitment = model_commitment(salt, made.network.to_bytes(), numbers, made.recipe.canonical())
         meta = {"commitment": commitment, "salt": salt.hex(), "added": time.time()}
         Model(name, made.network, made.recipe, commitment).check()
         write_private(scratch / "model.json", json.dumps(meta).encode())
@@ -228,6 +235,11 @@ class Library:
             known = ", ".join(self.datasets()) or "none"
             raise NotFound(f"there is no data set {name!r}", f"our data sets: {known}")
         return file
+
+
+def model_commitment(salt: bytes, network: bytes, numbers: bytes, recipe: bytes) -> str:
+    """``numbers``: the digest of the weights. What the other party has of a model."""
+    return commit(b"mpcd model 1", salt, network, numbers, recipe)
 
 
 def commit(what: bytes, salt: bytes, *parts: bytes) -> str:

@@ -32,10 +32,11 @@ from mpcd.daemon.network.link_speed import LinkSpeed
 from mpcd.daemon.network.partner import Partner
 from mpcd.daemon.offline import capacity
 from mpcd.daemon.offline.agreement import Agreement, unit_ids
+from mpcd.daemon.offline.allowance import Allowance
 from mpcd.daemon.offline.capacity import BATCH, JobEstimate, Store
 from mpcd.daemon.offline.ledger import Stock
 from mpcd.daemon.offline.store import UnitWriter
-from mpcd.daemon.sessions.records import RUNNING
+from mpcd.daemon.sessions.policy import NotNow
 from mpcd.protocol import preprocessing
 from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER, Channel
 from mpcd.protocol.network import PrivateNumbers
@@ -43,6 +44,7 @@ from mpcd.protocol.ot.correlate import EXTENSIONS, Extension
 
 OPEN_TIMEOUT = 60.0
 READY_TIMEOUT = 300.0  # the slower disk's fsync of a whole batch
+NOT_NOW_PAUSE = 30.0
 POLL = 0.5
 MOST_ASKED = 4  # requests of one peer at a time
 FORGET = 60.0  # a peer that asked for units and does not look any more has gone away
@@ -81,6 +83,7 @@ class Offline:
         self._partner = partner
         self._catalogue = catalogue
         self._agreement = agreement
+        self._allowance = Allowance(context, agreement)
         agreement.settle = self._settle
         self._batches: dict[bytes, _Batch] = {}
         self._asked: dict[str, _Asked] = {}
@@ -90,6 +93,7 @@ class Offline:
             "offline.request": self._serve_request,
             "offline.progress": self._serve_progress,
             "offline.stop": self._serve_stop,
+            **self._allowance.handlers,
             **self.link_speed.handlers,
         }
 
@@ -142,8 +146,14 @@ class Offline:
         began, made, moved = time.monotonic(), 0, 0
         while made < estimate.missing:
             count = min(BATCH, estimate.missing - made)
-            moved += await self.make_batch(peer, model, count, job, session, made, estimate.missing, store)
-            made += count
+            try:
+                moved += await self.make_batch(peer, model, count, job, session, made, estimate.missing, store)
+                made += count
+            except (NotNow, PeerError) as error:
+                if error.code != NotNow.code:
+                    raise
+                job.report("waiting", 1000 * made, 1000 * estimate.missing, str(error))
+                await asyncio.sleep(NOT_NOW_PAUSE)
         return {
             "estimate": dataclasses.asdict(estimate),
             "made": made,
@@ -172,6 +182,7 @@ class Offline:
         """One batch; its bytes on the wire. ``before`` of ``total``: for the progress shown."""
         context, stock = self._context, self._agreement.stock(peer, model)
         async with context.jobs.processor(job):
+            await self._allowance.ask(peer, model, count, session)
             began = time.monotonic()
             extension, kept = await self._choices(peer, store)
             need = await aside(capacity.disk_bytes, model.network, DATA_OWNER, count, extension, kept)
@@ -287,35 +298,22 @@ class Offline:
         if extension not in EXTENSIONS:
             raise ProtocolViolation(f"offline.begin names no OT extension of ours: {str(extension)[:40]}")
         stock = self._agreement.stock(peer, model)
-        counts = (await aside(context.ledger.counts)).get(stock, {})
-        unused = counts.get("ready", 0) + counts.get("making", 0)
-        if unused + len(units) > context.policy.max_units and not self._in_session(peer, params.get("session")):
-            raise Refused(
-                f"{unused} units are ready or in the making for {name} and {len(units)} more asked for;"
-                f" the model owner's policy keeps {context.policy.max_units}",
-                "use them first, or have the model owner raise [offline] max_units in its policy.toml",
-            )
+        session = await self._allowance.check(peer, model, len(units), params.get("session"))
         capacity.check_memory(preprocessing.memory_bytes(model.network), context.config.limits.memory_gib)
         kept = capacity.store_for(context.config.offline.store, extension)
         need = await aside(capacity.disk_bytes, model.network, MODEL_OWNER, len(units), extension, kept)
         capacity.check_disk(need, context.store.free_bytes(), context.config.limits.disk_reserve_gib)
-        if params.get("session") and self._in_session(peer, params["session"]):
-            await aside(context.records.move, params["session"], "offline")
+        if session is not None:
+            await aside(context.records.move, session.id, "offline")
         await aside(context.ledger.begin, stock, batch, units)
         finished, told = asyncio.Event(), asyncio.Event()
-        half = self._serve_batch(peer, model, batch, units, finished, told, params.get("session"), extension)
+        half = self._serve_batch(
+            peer, model, batch, units, finished, told, None if session is None else session.id, extension
+        )
         task = asyncio.create_task(half)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._batches[batch] = _Batch(peer, stock, units, finished, told, task)
         return {}
-
-    def _in_session(self, peer: str, session: object) -> bool:
-        if not isinstance(session, str):
-            return False
-        with contextlib.suppress(NotFound):
-            found = self._context.records.get(session)
-            return found.peer == peer and found.state in RUNNING
-        return False
 
     async def _serve_batch(
         self,
@@ -429,12 +427,8 @@ class Offline:
         name, images = params.get("model"), params.get("images")
         if not isinstance(name, str) or not isinstance(images, int) or images < 1:
             raise ProtocolViolation("offline.request is malformed")
-        limit = self._context.policy.max_units
-        if images > limit and not params.get("estimate_only"):
-            raise Refused(
-                f"{images} units asked for, the data owner's policy keeps {limit}",
-                "ask for fewer, or have the data owner raise [offline] max_units in its policy.toml",
-            )
+        if not params.get("estimate_only"):
+            await aside(self._allowance.check_request, peer, images)
         await self._forget_abandoned()
         if sum(a.peer == peer and not a.task.done() for a in self._asked.values()) >= MOST_ASKED:
             raise Refused(f"{MOST_ASKED} requests of {peer} are at work already", "wait for them, or stop them")

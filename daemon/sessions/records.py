@@ -233,6 +233,11 @@ class Records:
         """Those that are not over, newest first."""
         return self._select(f"WHERE state IN {OPEN} ORDER BY created DESC")
 
+    def models(self) -> dict[str, str]:
+        """Names of the models of all sessions, by their commitments."""
+        commitment, name = "json_extract(terms, '$.model_commitment')", "json_extract(terms, '$.model')"
+        return dict(self._db.query(f"SELECT DISTINCT {commitment}, {name} FROM session"))
+
     def ended(self, peer: str, since: float) -> list[Session]:
         """Those with this peer that ended after ``since``, the earliest first."""
         return self._select("WHERE peer = ? AND finished >= ? ORDER BY finished", peer, since)

@@ -138,7 +138,7 @@ class Serving:
                 session = context.records.get(id)
             except NotFound:
                 check_terms(policy, terms)
-                waiting = [s for s in context.records.all() if s.peer == peer and s.state == "proposed"]
+                waiting = [s for s in await aside(context.records.open) if s.peer == peer and s.state == "proposed"]
                 if len(waiting) >= MOST_PROPOSED:
                     raise Refused(
                         f"{len(waiting)} sessions of {peer} wait for approval already",

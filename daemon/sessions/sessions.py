@@ -20,6 +20,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from mpcd.daemon import log
@@ -144,13 +145,16 @@ class Sessions:
         """Whose progress a watcher follows; ends with the session."""
         return self._live.of(id).job
 
-    def describe(self, session: Session) -> dict[str, Any]:
-        """As the control API has it (docs/control-api.md)."""
-        terms, ready = session.terms, 0
+    async def describe(self, sessions: Iterable[Session]) -> list[dict[str, Any]]:
+        """As the control API has them (docs/control-api.md)."""
+        ready = await aside(self._context.ledger.ready_counts)
+        return [self._describe(session, ready) for session in sessions]
+
+    def _describe(self, session: Session, ready: Mapping[Stock, int]) -> dict[str, Any]:
+        terms, units = session.terms, 0
         with contextlib.suppress(NotFound):
             peer = self._context.peers.get(session.peer).id
-            stock = Stock(peer, terms.model_commitment, terms.network_digest)
-            ready = len(self._context.ledger.ready_units(stock))
+            units = ready.get(Stock(peer, terms.model_commitment, terms.network_digest), 0)
         return {
             "id": session.id,
             "role": session.role,
@@ -161,7 +165,7 @@ class Sessions:
             "images": terms.images,
             "done": session.done,
             "attempts": session.attempts,
-            "units_ready": ready,
+            "units_ready": units,
             "state": session.state,
             "reason": session.reason,
             "expires": terms.expires or None,
