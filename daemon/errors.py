@@ -154,6 +154,12 @@ class FrameTooLarge(ProtocolViolation):
     code = "frame_too_large"
 
 
+class PeerDeviated(ProtocolViolation):
+    """The peer deviated from the protocol: a check of what it sent failed. No honest daemon's does."""
+
+    code = "peer_deviated"
+
+
 class VersionMismatch(ProtocolViolation):
     """The two daemons do not speak the same protocol version."""
 

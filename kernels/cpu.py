@@ -19,6 +19,15 @@ _NEEDS = {
 }
 
 
+# Carry-less multiplication. Where AES is told to be portable, this is too.
+CLMUL_PATHS = ("vpclmul512", "pclmul", "portable")
+_CLMUL_NEEDS = {
+    "vpclmul512": frozenset({"pclmul", "vpclmulqdq", "avx512f", "sse2"}),
+    "pclmul": frozenset({"pclmul", "sse2"}),
+    "portable": frozenset[str](),
+}
+
+
 def features() -> frozenset[str]:
     """The CPU features that Numba compiles for, in LLVM's names: the host's, unless NUMBA_CPU_FEATURES says others."""
     triple, _, switches = cpu_target.target_context.codegen().magic_tuple()
@@ -37,7 +46,14 @@ def aes_path(available: frozenset[str], wanted: str | None = None) -> str:
     return wanted
 
 
+def clmul_path(available: frozenset[str], aes: str) -> str:
+    """The fastest of CLMUL_PATHS that ``available`` features allow and that is no wider than AES's path ``aes``."""
+    widest = {"vaes512": 0, "aesni": 1, "portable": 2}[aes]
+    return next(path for path in CLMUL_PATHS[widest:] if _CLMUL_NEEDS[path] <= available)
+
+
 AES_PATH = aes_path(features(), os.environ.get("MPCD_AES") or None)
+CLMUL_PATH = clmul_path(features(), AES_PATH)
 
 _SHARED = (
     "cpu.py",
@@ -51,12 +67,15 @@ _SHARED = (
     "half_tree_intrinsics.py",
     "half_tree_portable.py",
     "lpn.py",
+    "gf128.py",
+    "gf128_intrinsics.py",
+    "gf128_portable.py",
 )
 
 
 def _build() -> str:
-    """Names the AES path and the sources of the kernels that other modules' kernels call."""
-    digest = hashlib.sha256(AES_PATH.encode())
+    """Names the paths and the sources of the kernels that other modules' kernels call."""
+    digest = hashlib.sha256(f"{AES_PATH} {CLMUL_PATH}".encode())
     for name in _SHARED:
         digest.update(Path(__file__).with_name(name).read_bytes())
     return f"{AES_PATH}_{digest.hexdigest()[:16]}"

@@ -16,9 +16,9 @@ For then c_0 ^ c_1 = a_0 b_0 ^ a_1 b_1 ^ (r_0 ^ m0_1) ^ (r_1 ^ m0_0) = a_0 b_0 ^
 
 Cost: one COT each way, so ``pads.bytes_sent(count)`` bytes (16 a triple with IKNP, in whole blocks of 128) from each
 party. Neither waits for the other except to stay within ``RUN_AHEAD`` messages: a driver must let that much lie unread
-in each direction (``BYTES_AHEAD``).
+in each direction (``BYTES_AHEAD``). After every ``GROUP`` triples both come together (ot/consistency.py).
 
-Adversary: semi-honest, under ot/pads.py's assumption.
+Adversary: malicious, once the COTs are checked, under ot/pads.py's assumption.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from mpcd.kernels import ot_hash
 from mpcd.protocol.channel import Channel
 from mpcd.protocol.correlations import AndTriples
 from mpcd.protocol.ot import iknp
+from mpcd.protocol.ot.consistency import GROUP
 from mpcd.protocol.ot.extension import CHUNK
 from mpcd.protocol.ot.pads import ReceivingEnd, SendingEnd, chunks
 
 # Messages that a party sends before it must have read one: hides the link's latency behind 4 MiB with IKNP's messages,
-# which are the longest.
+# which are the longest (the last 2 KiB are the check's mask).
 RUN_AHEAD = 4
-BYTES_AHEAD = RUN_AHEAD * iknp.bytes_sent(CHUNK)
+BYTES_AHEAD = RUN_AHEAD * iknp.bytes_sent(CHUNK) + iknp.bytes_sent(1)
 
 Words = npt.NDArray[np.uint64]
 
@@ -48,24 +49,27 @@ async def make(channel: Channel, sending: SendingEnd, receiving: ReceivingEnd, c
     received = np.empty((2, words), np.uint64)  # r_i: bits 0, bits 1
     strings0 = np.empty((2, words), np.uint64)  # m0_i
     strings1 = np.empty((2, words), np.uint64)  # m1_i
-    parts = list(chunks(count))
     # By how many chunks this party's Receiver leads its Sender; else direction A's chunk comes first, at P0 and at P1.
     lead = RUN_AHEAD if receiving.cot.runs_ahead else channel.party
-    ahead = 0
-    for done in range(len(parts) + 1):
-        for first_ahead, n_ahead in parts[ahead : done + lead]:
-            round_keys, t, x, tweak = await receiving.rows(channel, n_ahead)
-            at = _words(first_ahead, n_ahead)
-            await channel.compute(ot_hash.and_receiver, round_keys, t, tweak, received[0, at], received[1, at])
-            a[at] = x
-            ahead += 1
-        if done == len(parts):
-            break
-        first, n = parts[done]
-        rows = await sending.rows(channel, n)
-        at = _words(first, n)
-        outputs = (strings0[0, at], strings0[1, at], strings1[0, at], strings1[1, at])
-        await channel.compute(ot_hash.and_sender, *rows, *outputs)
+    for start in range(0, count, GROUP):
+        parts = [(start + first, n) for first, n in chunks(min(GROUP, count - start))]
+        ahead = 0
+        for done in range(len(parts) + 1):
+            for first_ahead, n_ahead in parts[ahead : done + lead]:
+                round_keys, t, x, tweak = await receiving.rows(channel, n_ahead)
+                at = _words(first_ahead, n_ahead)
+                await channel.compute(ot_hash.and_receiver, round_keys, t, tweak, received[0, at], received[1, at])
+                a[at] = x
+                ahead += 1
+            if done == len(parts):
+                break
+            first, n = parts[done]
+            rows = await sending.rows(channel, n)
+            at = _words(first, n)
+            outputs = (strings0[0, at], strings0[1, at], strings1[0, at], strings1[1, at])
+            await channel.compute(ot_hash.and_sender, *rows, *outputs)
+        await sending.cot.checkpoint(channel)
+        await receiving.cot.checkpoint(channel)
     b = strings0 ^ strings1
     c = (a & b) ^ received ^ strings0
     return AndTriples(a, b[0], b[1], c[0], c[1])

@@ -43,8 +43,8 @@ from mpcd.protocol.network import (
 )
 from mpcd.protocol.ot import correlate
 from mpcd.protocol.ot.compact import Kept, keep, kept_bytes
-from mpcd.protocol.shared_leaves import Piece, comparisons
 from mpcd.protocol.ot.correlate import Extension
+from mpcd.protocol.shared_leaves import Piece, comparisons
 
 Progress = Callable[[int, int], None]
 
@@ -168,13 +168,14 @@ async def make_ot_correlations(
     tell: Callable[[int], None],
     extension: Extension = "iknp",
 ) -> None:
-    """The second half of ``make_units``."""
+    """The second half of ``make_units``. A sink's unit is good only once this returns: before, no check has held."""
     ots = await correlate.set_up(channel, extension)
     needs = ot_needs(network)
     for sink in sinks:
         for need in needs:
             await channel.compute(sink.put, need, await ots.make(channel, need))
             tell(_cots(need))
+        await ots.check(channel)
 
 
 async def make_seeds(

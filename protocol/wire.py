@@ -29,6 +29,10 @@ class WireError(ValueError):
     """The peer sent something that is not the message this step of the protocol expects."""
 
 
+class Deviation(WireError):
+    """The peer deviated from the protocol: its messages have the right form, but a check shows that they are false."""
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Frame:
     """One encoded message. ``payload`` is a list of buffers so that bulk data is not joined in Python."""

@@ -29,7 +29,7 @@ async def once(party: Party, options: Options, small: bool) -> None:
             await party.drive(_extend(channel, ots, count))
         need = LeafNeed(BLOCK, -(-count // BLOCK))
         async with party.measure(f"{extension} leaves", need.count * BLOCK, "COT"):
-            await party.drive(ots.make(channel, need))
+            await party.drive(_leaves(channel, ots, need))
 
 
 def chosen(options: Options) -> tuple[correlate.Extension, ...]:
@@ -45,8 +45,14 @@ def extensions() -> str:
 
 
 async def _extend(channel: Channel, ots: correlate.OtPair, count: int) -> None:
-    """``count`` correlated OTs in direction A, neither hashed nor kept."""
+    """``count`` correlated OTs in direction A, checked, neither hashed nor kept."""
     end = ots.sending.cot if channel.party == MODEL_OWNER else ots.receiving.cot
     for first in range(0, count, CHUNK):
         await end.extend(channel, min(CHUNK, count - first))
-    await ots.inbox.drain(channel)
+        await end.checkpoint(channel)
+    await ots.check(channel)
+
+
+async def _leaves(channel: Channel, ots: correlate.OtPair, need: LeafNeed) -> None:
+    await ots.make(channel, need)
+    await ots.check(channel)

@@ -79,6 +79,7 @@ def _needs(kind: str, n: int) -> tuple[Need, ...]:
 async def _make(channel: Channel, ots: correlate.OtPair, needs: Sequence[Need], kept: _Kept) -> None:
     for need in needs:
         kept.rows.append(await ots.make(channel, need))
+    await ots.check(channel)
 
 
 async def _use(channel: Channel, source: Source, kind: str, n: int) -> None:

@@ -14,10 +14,10 @@ from collections.abc import Coroutine
 from concurrent.futures import Executor
 from typing import Any, TypeVar
 
-from mpcd.daemon.errors import LinkError, ProtocolViolation
+from mpcd.daemon.errors import LinkError, PeerDeviated, ProtocolViolation
 from mpcd.daemon.network.transport import Connection
 from mpcd.protocol.channel import Compute, Recv, Send
-from mpcd.protocol.wire import Frame, WireError
+from mpcd.protocol.wire import Deviation, Frame, WireError
 
 OUTBOX = 64 * 1024 * 1024  # payload bytes that may wait to be sent
 GIVE_WAY = 1.0  # seconds without progress, with the peer's frame waiting too, that look like both of us sending
@@ -83,14 +83,18 @@ class _Outbox:
 async def drive(coroutine: Coroutine[Any, Any, R], connection: Connection, executor: Executor | None) -> R:
     """The coroutine's result; everything it sent is then with the operating system.
 
-    Raises what the protocol raises, WireError as ProtocolViolation, and what the connection fails with. After any
-    exception, cancellation included, no kernel of this protocol runs any more and the connection is dropped: the
-    parties are out of step.
+    Raises what the protocol raises, WireError as ProtocolViolation (Deviation as PeerDeviated), and what the connection
+    fails with. After any exception, cancellation included, no kernel of this protocol runs any more and the connection
+    is dropped: the parties are out of step.
     """
     outbox = _Outbox(connection)
     try:
         result = await _steps(coroutine, connection, outbox, executor)
         await outbox.flush()
+    except Deviation as error:
+        deviation = PeerDeviated(str(error), "nothing made in this run is used; find out why before the next one")
+        connection.abort(deviation)
+        raise deviation from error
     except WireError as error:
         violation = ProtocolViolation(str(error), "both sides should run the same version of mpcd")
         connection.abort(violation)

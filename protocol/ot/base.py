@@ -21,10 +21,10 @@ the point. Each party is Sender of one direction and Receiver of the other, and 
 
 Cost: 32 + 2 * 32 * 128 = 8224 bytes each way, 2 flows (one each way, neither waits for the other).
 
-Adversary: semi-honest; computational Diffie-Hellman in edwards25519 (about 2^126 group operations) and the random
-oracle. (R_0, R_1) is uniform whatever c is, so the Receiver's bit is hidden unconditionally. A received point that is
-not canonical, not on the curve, not of the prime order or neutral is refused: it could bring the KDF's input into a
-small subgroup.
+Adversary: malicious, either party ("endemic": a party may choose what its own keys are, and learns no other);
+computational Diffie-Hellman in edwards25519 (about 2^126 group operations) and the random oracle. (R_0, R_1) is uniform
+whatever c is, so the Receiver's bit is hidden unconditionally. A received point that is not canonical, not on the
+curve, not of the prime order or neutral is refused: it could bring the KDF's input into a small subgroup.
 """
 
 from __future__ import annotations

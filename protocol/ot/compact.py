@@ -5,7 +5,8 @@ More" (CRYPTO 2019, eprint 2019/1129): short seeds are agreed on now, and each p
 the seeds are ferret.py's punctured trees, which are all that its messages bring; from them and the running iteration's
 input of the code a party makes the very rows that it would have made at once, with the same hash keys and tweaks.
 
-1. ``keep``: goes through the needs and exchanges what making them exchanges, without rows and without pads.
+1. ``keep``: goes through the needs and exchanges what making them exchanges, without rows and without pads; the check
+   at the end grows every tree once.
 2. ``expand``: makes them from what was kept. Nothing is sent, so the parties need not do it at the same time, and one
    may keep seeds while the other made its correlations at once.
 
@@ -30,6 +31,7 @@ from mpcd.kernels.bits import clear_tail
 from mpcd.protocol.channel import Channel, Compute, Effect
 from mpcd.protocol.correlations import CorrelationError, Need
 from mpcd.protocol.ot import correlate, ferret, pads
+from mpcd.protocol.ot.inbox import Inbox
 
 Words = npt.NDArray[np.uint64]
 M = TypeVar("M")
@@ -77,6 +79,7 @@ async def keep(channel: Channel, ots: correlate.OtPair, needs: Iterable[Need], t
         for need in needs:
             await ots.make(quiet, need)
             tell(need)
+        await ots.check(channel)
     finally:
         sender.seeds = receiver.seeds = None
     return Kept(ots.extension, ots.session_key, sending, receiving)
@@ -95,6 +98,7 @@ def expand(party: int, kept: Kept, needs: Iterable[Need]) -> Iterator[Any]:
         pads.ReceivingEnd(receiver, pads.HashKeys(key, 1 - party, receiving.tweak)),
         kept.extension,
         key,
+        Inbox(),
     )
     channel = Channel(party, key)
     for need in needs:
@@ -146,7 +150,7 @@ class _WithoutPads(Channel):
 
 
 class _Again(ferret.Drawing):
-    """The rows of one direction, once more from their seeds."""
+    """The rows of one direction, once more from their seeds, which were checked when they were kept."""
 
     def __init__(self, outputs: ferret.Outputs, seeds: ferret.Seeds) -> None:
         super().__init__(outputs)
@@ -164,6 +168,9 @@ class _Again(ferret.Drawing):
         await outputs.begin(channel, trees)
         if first:
             outputs.position = seeds.position
+
+    async def check(self, channel: Channel) -> None:
+        """Was done when the seeds were kept."""
 
 
 class _Sender(_Again):

@@ -31,6 +31,9 @@ silent19      0.027  5           set "2^19"
 The silent ones' bytes go mostly from the COT's sender, in blocks of 64 COTs, and not with the need that they are for:
 ``bytes_by_party`` is an average, ``total_by_party`` exact. The first COT of a direction costs 1.2 to 8.8 MB more.
 
+``check`` finds out whether the peer followed the protocol since the last one (consistency.py, ferret.py): nothing made
+is good before. ``check_by_party`` has its bytes; with the silent ones none but in headers.
+
 Cost of set-up: ``set_up_bytes_sent`` each way, in 3 flows with SoftSpokenOT, else in 2. One flow a need; two for
 AndNeed while it fits into ``bit_triples.RUN_AHEAD`` chunks; with the silent ones mostly none. Where the receiver only
 sends, it is never made to wait.
@@ -51,7 +54,8 @@ from typing import Any, Literal, get_args
 from mpcd.protocol import bit_triples
 from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER, Channel
 from mpcd.protocol.correlations import AndNeed, LeafNeed, Need, StringNeed
-from mpcd.protocol.ot import base, ferret, ggm, iknp, one_of_many, pads, random_ot, softspoken
+from mpcd.protocol.ot import base, consistency, ferret, ggm, iknp, one_of_many, pads, random_ot, softspoken
+from mpcd.protocol.ot import extension as extensions
 from mpcd.protocol.ot.inbox import Inbox
 
 OtNeed = LeafNeed | AndNeed | StringNeed
@@ -75,16 +79,13 @@ class OtPair:
     receiving: pads.ReceivingEnd
     extension: Extension
     session_key: bytes
-    inbox: Inbox = dataclasses.field(default_factory=Inbox)
+    inbox: Inbox
 
     async def make(self, channel: Channel, need: Need) -> Any:
-        """This party's part of ``need``, of the type that correlations.py names for it. ValueError for a bad need."""
-        made = await self._make(channel, need)
-        # So that the channel serves others until the next need.
-        await self.inbox.drain(channel)
-        return made
+        """This party's part of ``need``, of the type that correlations.py names for it. ValueError for a bad need.
 
-    async def _make(self, channel: Channel, need: Need) -> Any:
+        It must not be used, nor the channel for anything else, before ``check``.
+        """
         match _checked(need):
             case LeafNeed(block, count, uses) if channel.party == MODEL_OWNER:
                 return await one_of_many.send(channel, self.sending, block, count, uses)
@@ -97,30 +98,36 @@ class OtPair:
             case StringNeed(bits, count):
                 return await random_ot.receive(channel, self.receiving, bits, count)
 
+    async def check(self, channel: Channel) -> None:
+        """All that was made since the last check may be used, or Deviation is raised: direction A first, then B."""
+        ends: list[extensions.Sender | extensions.Receiver] = [self.sending.cot, self.receiving.cot]
+        for end in ends if channel.party == MODEL_OWNER else ends[::-1]:
+            await end.check(channel)
+        await self.inbox.drain(channel)
+
 
 async def set_up(channel: Channel, extension: Extension = "iknp") -> OtPair:
     """Base OTs both ways. Roles swap: the chooser of a base OT becomes the sender of the extension."""
     depth = _depth(extension)
     ots = await base.base_ots(channel)
-    named = extension, ots.session_key
     sending, receiving = (pads.HashKeys(ots.session_key, direction) for direction in (channel.party, 1 - channel.party))
-    if depth == 1:
-        sender, receiver = iknp.Sender(ots.choices, ots.chosen_keys), iknp.Receiver(ots.sender_keys)
-        if extension not in _SILENT:
-            return OtPair(pads.SendingEnd(sender, sending), pads.ReceivingEnd(receiver, receiving), *named)
-        inbox = Inbox()
-        common = _SILENT[extension], inbox
-        silent_sender = ferret.Sender(sender, ots.session_key, channel.party, *common)
-        silent_receiver = ferret.Receiver(receiver, ots.session_key, 1 - channel.party, *common)
-        ends = pads.SendingEnd(silent_sender, sending), pads.ReceivingEnd(silent_receiver, receiving)
-        return OtPair(*ends, *named, inbox)
-    all_leaves = await ggm.own(channel, ots.sender_keys, depth)
-    leaves = await ggm.puncture(channel, ots.choices, ots.chosen_keys, depth)
-    return OtPair(
-        pads.SendingEnd(await channel.compute(softspoken.Sender, ots.choices, leaves), sending),
-        pads.ReceivingEnd(await channel.compute(softspoken.Receiver, all_leaves), receiving),
-        *named,
-    )
+    inbox = Inbox()
+    named = extension, ots.session_key, inbox
+    if depth > 1:
+        all_leaves = await ggm.own(channel, ots.sender_keys, depth)
+        leaves = await ggm.puncture(channel, ots.choices, ots.chosen_keys, depth)
+        return OtPair(
+            pads.SendingEnd(await channel.compute(softspoken.Sender, ots.choices, leaves, inbox), sending),
+            pads.ReceivingEnd(await channel.compute(softspoken.Receiver, all_leaves, inbox), receiving),
+            *named,
+        )
+    sender, receiver = iknp.Sender(ots.choices, ots.chosen_keys, inbox), iknp.Receiver(ots.sender_keys, inbox)
+    if extension not in _SILENT:
+        return OtPair(pads.SendingEnd(sender, sending), pads.ReceivingEnd(receiver, receiving), *named)
+    common = _SILENT[extension], inbox
+    silent_sender = ferret.Sender(sender, ots.session_key, channel.party, *common)
+    silent_receiver = ferret.Receiver(receiver, ots.session_key, 1 - channel.party, *common)
+    return OtPair(pads.SendingEnd(silent_sender, sending), pads.ReceivingEnd(silent_receiver, receiving), *named)
 
 
 def set_up_bytes_sent(extension: Extension = "iknp") -> int:
@@ -192,9 +199,20 @@ def bytes_by_party(need: Need, extension: Extension = "iknp") -> tuple[int, int]
         choices, sums = ferret.iteration_bytes_sent(p)
         a, b = rows_by_direction(need)
         return -(-(a * sums + b * choices) // p.fresh), -(-(a * choices + b * sums) // p.fresh)
-    cot_bytes = iknp.bytes_sent if depth == 1 else functools.partial(softspoken.bytes_sent, depth=depth)
-    a, b = _by_direction(need, cot_bytes)
+    a, b = _by_direction(need, _cot_bytes(depth))
     return b, a  # direction A's receiver is P1
+
+
+def check_by_party(needs: Iterable[Need], extension: Extension = "iknp") -> tuple[int, int]:
+    """Payload bytes that P0 and P1 send for the check of ``needs``; none with a silent extension."""
+    depth = _depth(extension)
+    a, b = (any(drawn) for drawn in zip((0, 0), *(cots(need) for need in needs), strict=True))
+    each = 0 if extension in _SILENT else consistency.bytes_sent(_cot_bytes(depth)(1))
+    return each * b, each * a
+
+
+def _cot_bytes(depth: int) -> Callable[[int], int]:
+    return iknp.bytes_sent if depth == 1 else functools.partial(softspoken.bytes_sent, depth=depth)
 
 
 def bytes_sent(need: Need, extension: Extension = "iknp") -> int:
@@ -203,9 +221,10 @@ def bytes_sent(need: Need, extension: Extension = "iknp") -> int:
 
 
 def total_by_party(needs: Iterable[Need], extension: Extension = "iknp") -> tuple[int, int]:
-    """Payload bytes that P0 and P1 send for all ``needs`` of an OtPair, from its set-up on and without that."""
+    """Payload bytes that P0 and P1 send for all ``needs`` of an OtPair and one check, without those of its set-up."""
+    needs = list(needs)
     if extension not in _SILENT:
-        each = [bytes_by_party(need, extension) for need in needs]
+        each = [*(bytes_by_party(need, extension) for need in needs), check_by_party(needs, extension)]
         return sum(p0 for p0, _ in each), sum(p1 for _, p1 in each)
     drawn = [rows_by_direction(need) for need in needs]
     a_receiver, a_sender = ferret.bytes_sent(_SILENT[extension], sum(a for a, _ in drawn))

@@ -16,7 +16,12 @@ CHUNK = 1 << 16
 
 
 class Sender(Protocol):
-    """The end that holds delta, uint64 (2,)."""
+    """The end that holds delta, uint64 (2,).
+
+    ``checkpoint`` is for a moment when both ends have taken the same chunks; ``check`` also: it finds what all chunks
+    since the last one are worth. Nothing made of them may be used before. It raises Deviation (consistency.py) where
+    the peer did not follow the protocol; then both ends must be dropped.
+    """
 
     delta: Words
 
@@ -24,12 +29,17 @@ class Sender(Protocol):
         """q, uint64 (n, 2), for 1 <= n <= CHUNK; valid until the next call."""
         ...
 
+    async def checkpoint(self, channel: Channel) -> None: ...
+
+    async def check(self, channel: Channel) -> None: ...
+
 
 class Receiver(Protocol):
-    """The end that learns t = q ^ x delta for random bits x.
+    """The end that learns t = q ^ x delta for random bits x. Checks as the Sender does.
 
-    ``runs_ahead``: it only sends, so it may be any number of chunks ahead of the Sender. Otherwise both parties must
-    take their chunks in one order over both directions, direction A's (P0 the Sender) before direction B's.
+    ``runs_ahead``: it only sends between checkpoints, so it may be any number of chunks ahead of the Sender. Otherwise
+    both parties must take their chunks in one order over both directions, direction A's (P0 the Sender) before
+    direction B's.
     """
 
     runs_ahead: bool
@@ -37,6 +47,10 @@ class Receiver(Protocol):
     async def extend(self, channel: Channel, n: int) -> tuple[Words, Words]:
         """(x, t), x as words with tail zero, t uint64 (n, 2), for 1 <= n <= CHUNK; t is valid until the next call."""
         ...
+
+    async def checkpoint(self, channel: Channel) -> None: ...
+
+    async def check(self, channel: Channel) -> None: ...
 
 
 def blocks(n: int) -> int:

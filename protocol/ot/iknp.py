@@ -17,10 +17,11 @@ rows t_j, the Sender with rows q_j of 128 bits, and
 Both then read rows. The streams go on from call to call and never repeat: a state that has been copied or written
 down must not be used.
 
-Cost of n: 16 * 128 * ceil(n / 128) bytes from Receiver to Sender, 1 flow; nothing ever waits for the Sender, so a
-Receiver may run ahead.
+Cost of n: 16 * 128 * ceil(n / 128) bytes from Receiver to Sender, 1 flow; nothing waits for the Sender but for the
+check's keys, so a Receiver may run ahead. The check comes on top (consistency.py).
 
-Adversary: semi-honest. u is pseudorandom to the Sender as it lacks k_{i, 1 - delta_i}; AES-128 as a PRF.
+Adversary: malicious, once checked. u is pseudorandom to the Sender as it lacks k_{i, 1 - delta_i}; AES-128 as a PRF.
+That the Receiver's u_i all hold the same x is what consistency.py checks; what is called v there is T's columns.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ import numpy.typing as npt
 from mpcd.kernels import iknp
 from mpcd.kernels.aes import expand_key
 from mpcd.protocol.channel import Channel
-from mpcd.protocol.ot.extension import blocks, checked_blocks, grown
+from mpcd.protocol.ot import consistency
+from mpcd.protocol.ot.extension import blocks
+from mpcd.protocol.ot.inbox import Inbox
 from mpcd.protocol.wire import array, message
 
 Words = npt.NDArray[np.uint64]
@@ -52,52 +55,41 @@ def bytes_sent(n: int) -> int:
     return 16 * WIDTH * blocks(n)
 
 
-class Sender:
-    """Holds delta, uint64 (2,), and a key per column. Rows are valid until the next call: one buffer is reused."""
+class Sender(consistency.Sender):
+    """Holds a key per column."""
 
-    def __init__(self, choices: Bytes, keys: Bytes) -> None:
+    def __init__(self, choices: Bytes, keys: Bytes, inbox: Inbox | None = None) -> None:
         """``choices``: uint8 (128,), delta's bits; ``keys``: uint8 (128, 16), from the base OTs."""
-        self.delta: Words = np.packbits(choices, bitorder="little").view(np.uint64)
-        self._keys = _expand(keys)
-        self._next = 0
-        self._rows = np.empty((0, 2), np.uint64)
+        super().__init__(np.packbits(choices, bitorder="little").view(np.uint64), inbox or Inbox())
+        self._keys = _round_keys(keys)
 
-    async def extend(self, channel: Channel, n: int) -> Words:
-        """Step 2: q, uint64 (n, 2), for 1 <= n <= CHUNK."""
-        count = checked_blocks(n)
-        msg = await channel.recv(Columns, u=(WIDTH, 2 * count))
-        self._rows = grown(self._rows, 128 * count)
-        rows = self._rows[: 128 * count]
-        await channel.compute(iknp.sender_rows, self._keys, self.delta, self._next, msg.u, rows)
-        self._next += count
-        return rows[:n]
+    async def _receive(self, channel: Channel, blocks: int) -> Words:
+        return (await self._inbox.open(channel, self._inbox.expect(Columns, u=(WIDTH, 2 * blocks)))).u
+
+    async def _expand(self, channel: Channel, corrections: Words, powers: Words, hashes: Words, rows: Words) -> None:
+        """Step 2."""
+        streams = self._keys, self.delta, self._next
+        await channel.compute(iknp.sender_rows, *streams, corrections, powers, hashes, rows)
 
 
-class Receiver:
-    """Holds two keys per column. Rows are valid until the next call: one buffer is reused."""
+class Receiver(consistency.Receiver):
+    """Holds two keys per column."""
 
-    runs_ahead = True
-
-    def __init__(self, keys: Bytes) -> None:
+    def __init__(self, keys: Bytes, inbox: Inbox | None = None) -> None:
         """``keys``: uint8 (128, 2, 16), from the base OTs."""
-        self._keys0 = _expand(keys[:, 0])
-        self._keys1 = _expand(keys[:, 1])
-        self._next = 0
-        self._rows = np.empty((0, 2), np.uint64)
+        super().__init__(inbox or Inbox())
+        self._keys0 = _round_keys(keys[:, 0])
+        self._keys1 = _round_keys(keys[:, 1])
 
-    async def extend(self, channel: Channel, n: int) -> tuple[Words, Words]:
-        """Step 1: (x, t), x as words with tail zero, t uint64 (n, 2), for 1 <= n <= CHUNK."""
-        count = checked_blocks(n)
-        x = np.zeros(2 * count, np.uint64)
-        x[: (n + 63) // 64] = channel.prg.bits(n)
-        u = np.empty((WIDTH, 2 * count), np.uint64)
-        self._rows = grown(self._rows, 128 * count)
-        rows = self._rows[: 128 * count]
-        await channel.compute(iknp.receiver_rows, self._keys0, self._keys1, self._next, x, u, rows)
-        self._next += count
-        await channel.send(Columns(u))
-        return x[: (n + 63) // 64], rows[:n]
+    async def _expand(self, channel: Channel, n: int, u: Words, tiles: Words, rows: Words) -> None:
+        """Step 1."""
+        u[:] = 0
+        u[: (n + 63) // 64] = channel.prg.bits(n)
+        columns = np.empty((WIDTH, len(u)), np.uint64)
+        streams = self._keys0, self._keys1, self._next
+        await channel.compute(iknp.receiver_rows, *streams, u, columns, tiles, rows)
+        await channel.send(Columns(columns))
 
 
-def _expand(keys: Bytes) -> Words:
+def _round_keys(keys: Bytes) -> Words:
     return np.stack([expand_key(np.ascontiguousarray(key)) for key in keys])

@@ -16,7 +16,7 @@ Receiver's number is the same.
 Cost: m COTs a leaf, so ``pads.bytes_sent(count, m)`` bytes (16 m a leaf with IKNP, in whole blocks of 128 rows) from
 Receiver to Sender, 1 flow.
 
-Adversary: semi-honest, under pads.py's assumption.
+Adversary: malicious, once the COTs are checked, under pads.py's assumption.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ async def send(channel: Channel, end: SendingEnd, block: int, count: int, uses: 
     for first, n in chunks(count, block):
         rows = await end.rows(channel, n * block)
         await channel.compute(ot_hash.leaf_pads_sender, *rows, block, pads[first : first + n])
+        await end.cot.checkpoint(channel)
     return LeafSender(pads)
 
 
@@ -43,4 +44,5 @@ async def receive(channel: Channel, end: ReceivingEnd, block: int, count: int, u
         rows = await end.rows(channel, n * block)
         out = slice(first, first + n)
         await channel.compute(ot_hash.leaf_pads_receiver, *rows, block, choices[out], pads[out])
+        await end.cot.checkpoint(channel)
     return LeafReceiver(choices, pads)

@@ -13,7 +13,7 @@ bits, 1 <= bits <= 64.
 Cost: one COT each, so ``pads.bytes_sent(count)`` bytes (16 an OT with IKNP, in whole blocks of 128) from Receiver to
 Sender, 1 flow.
 
-Adversary: semi-honest, under pads.py's assumption.
+Adversary: malicious, once the COTs are checked, under pads.py's assumption.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ async def send(channel: Channel, end: SendingEnd, bits: int, count: int) -> Stri
         round_keys, q, delta, tweak = await end.rows(channel, n)
         out = slice(first, first + n)
         await channel.compute(ot_hash.string_sender, round_keys, q, delta, tweak, bits, m0[out], m1[out])
+        await end.cot.checkpoint(channel)
     return StringSender(m0, m1)
 
 
@@ -41,4 +42,5 @@ async def receive(channel: Channel, end: ReceivingEnd, bits: int, count: int) ->
         round_keys, t, x, tweak = await end.rows(channel, n)
         await channel.compute(ot_hash.string_receiver, round_keys, t, tweak, bits, m[first : first + n])
         choices[first // 64 : first // 64 + len(x)] = x
+        await end.cot.checkpoint(channel)
     return StringReceiver(choices, m)

@@ -24,12 +24,12 @@ Both then read rows. The streams go on from call to call and never repeat: a sta
 down must not be used.
 
 Cost of n: 16 (128 / k - 1) ceil(n / 128) bytes from Receiver to Sender (``bytes_sent``), so 128 / k - 1 bits an OT,
-1 flow; nothing ever waits for the Sender, so a Receiver may run ahead.
+1 flow; nothing waits for the Sender but for the check's keys, so a Receiver may run ahead. The check comes on top
+(consistency.py).
 
-Adversary: semi-honest only. c is pseudorandom to the Sender as every u_i has a stream that it lacks; AES-128 as a PRF.
-Against a malicious Receiver, who could send a c of its own for every tree and so learn bits of delta, Roy's
-consistency check (section 4, a universal hash of u and v over the rows) must come on top, and the trees' check; not the
-check of Keller, Orsini and Scholl (CRYPTO 2015), whose proof he refutes (appendix D).
+Adversary: malicious, once checked. c is pseudorandom to the Sender as every u_i has a stream that it lacks; AES-128 as
+a PRF. That the Receiver corrected all u_i to the same choices is what consistency.py checks, that its trees are whole
+what ggm.py does.
 """
 
 from __future__ import annotations
@@ -38,11 +38,12 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcd.kernels import softspoken
-from mpcd.kernels.bits import clear_tail
 from mpcd.kernels.ggm import leaf_keys
 from mpcd.protocol.channel import Channel
-from mpcd.protocol.ot.extension import blocks, checked_blocks, grown
+from mpcd.protocol.ot import consistency
+from mpcd.protocol.ot.extension import blocks
 from mpcd.protocol.ot.ggm import trees
+from mpcd.protocol.ot.inbox import Inbox
 from mpcd.protocol.wire import array, message
 
 Words = npt.NDArray[np.uint64]
@@ -61,46 +62,34 @@ def bytes_sent(n: int, depth: int) -> int:
     return 16 * (trees(depth) - 1) * blocks(n)
 
 
-class Sender:
-    """Holds delta, uint64 (2,), and all leaves but one. Rows are valid until the next call: one buffer is reused."""
+class Sender(consistency.Sender):
+    """Holds all leaves but one of every tree."""
 
-    def __init__(self, choices: Bytes, leaves: Words) -> None:
+    def __init__(self, choices: Bytes, leaves: Words, inbox: Inbox | None = None) -> None:
         """``choices``: uint8 (128,), delta's bits; ``leaves``: from ``ggm.puncture`` with them."""
-        self.delta: Words = np.packbits(choices, bitorder="little").view(np.uint64)
+        super().__init__(np.packbits(choices, bitorder="little").view(np.uint64), inbox or Inbox())
         self._keys = leaf_keys(leaves)
-        self._next = 0
-        self._rows = np.empty((0, 2), np.uint64)
 
-    async def extend(self, channel: Channel, n: int) -> Words:
-        """Step 2: q, uint64 (n, 2), for 1 <= n <= CHUNK."""
-        count = checked_blocks(n)
-        msg = await channel.recv(Corrections, c=(len(self._keys) - 1, 2 * count))
-        self._rows = grown(self._rows, 128 * count)
-        rows = self._rows[: 128 * count]
-        await channel.compute(softspoken.sender_rows, self._keys, self.delta, self._next, msg.c, rows)
-        self._next += count
-        return rows[:n]
+    async def _receive(self, channel: Channel, blocks: int) -> Words:
+        shape = len(self._keys) - 1, 2 * blocks
+        return (await self._inbox.open(channel, self._inbox.expect(Corrections, c=shape))).c
+
+    async def _expand(self, channel: Channel, corrections: Words, powers: Words, hashes: Words, rows: Words) -> None:
+        """Step 2."""
+        streams = self._keys, self.delta, self._next
+        await channel.compute(softspoken.sender_rows, *streams, corrections, powers, hashes, rows)
 
 
-class Receiver:
-    """Holds all leaves. Rows are valid until the next call: one buffer is reused."""
+class Receiver(consistency.Receiver):
+    """Holds all leaves."""
 
-    runs_ahead = True
-
-    def __init__(self, leaves: Words) -> None:
+    def __init__(self, leaves: Words, inbox: Inbox | None = None) -> None:
         """``leaves``: from ``ggm.own``."""
+        super().__init__(inbox or Inbox())
         self._keys = leaf_keys(leaves)
-        self._next = 0
-        self._rows = np.empty((0, 2), np.uint64)
 
-    async def extend(self, channel: Channel, n: int) -> tuple[Words, Words]:
-        """Step 1: (x, t), x as words with tail zero, t uint64 (n, 2), for 1 <= n <= CHUNK."""
-        count = checked_blocks(n)
-        x = np.empty(2 * count, np.uint64)
-        c = np.empty((len(self._keys) - 1, 2 * count), np.uint64)
-        self._rows = grown(self._rows, 128 * count)
-        rows = self._rows[: 128 * count]
-        await channel.compute(softspoken.receiver_rows, self._keys, self._next, x, c, rows)
-        self._next += count
+    async def _expand(self, channel: Channel, n: int, u: Words, tiles: Words, rows: Words) -> None:
+        """Step 1."""
+        c = np.empty((len(self._keys) - 1, len(u)), np.uint64)
+        await channel.compute(softspoken.receiver_rows, self._keys, self._next, u, c, tiles, rows)
         await channel.send(Corrections(c))
-        return clear_tail(x[: (n + 63) // 64], n), rows[:n]

@@ -21,7 +21,8 @@ Both clear bit 0 of the leaves, and Receiver sets it at p: bit 0 of w is the cho
 
 Cost a tree: h bits from Receiver to Sender (whole words of 64 for all trees together) and 16 h bytes back; 2 flows.
 
-Adversary: semi-honest. b is masked by r, which Sender does not know. The node that Receiver lacks on a level is
+Adversary: a malicious Receiver may choose its points, which it may anyway; sums of a malicious Sender are wrong until
+ferret.py's check. b is masked by r, which Sender does not know. The node that Receiver lacks on a level is
 x ^ delta for an x that it knows, and it sees H(x ^ delta) ^ delta and the like: H must be circular correlation robust
 with 127 unknown bits of delta, as they prove for pi an ideal permutation. An attacker who evaluates pi p times finds
 delta with probability about p C / 2^128 for C such values under one key (eprint 2019/1168): ``round_keys`` serve one

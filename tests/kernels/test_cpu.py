@@ -25,6 +25,24 @@ def test_the_fastest_path_that_the_features_allow(available, path):
     assert cpu.aes_path(available) == path
 
 
+CLMUL = frozenset({"pclmul", "vpclmulqdq"})
+
+
+@pytest.mark.parametrize(
+    ("available", "aes", "path"),
+    [
+        (VAES | CLMUL, "vaes512", "vpclmul512"),
+        (VAES | CLMUL, "aesni", "pclmul"),
+        (VAES | CLMUL, "portable", "portable"),
+        (VAES | {"pclmul"}, "vaes512", "pclmul"),
+        (VAES, "vaes512", "portable"),
+        (frozenset(), "portable", "portable"),
+    ],
+)
+def test_carry_less_products_are_no_wider_than_aes(available, aes, path):
+    assert cpu.clmul_path(available, aes) == path
+
+
 def test_a_wanted_path():
     assert cpu.aes_path(VAES, "portable") == "portable"
     assert cpu.aes_path(VAES, "aesni") == "aesni"

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
-from mpcd.kernels import cpu, ggm, softspoken
+from mpcd.kernels import cpu, gf128, ggm, softspoken
 
 DEPTHS = (2, 4, 8)
-WORDS = (2, 30, softspoken.TILE - 2, softspoken.TILE, softspoken.TILE + 2, 2 * softspoken.TILE + 6)
+WORDS = (2, 30, gf128.TILE - 2, gf128.TILE, gf128.TILE + 2, 2 * gf128.TILE + 6)
 
 
 def keystream(key: np.ndarray, counter: int, words: int) -> np.ndarray:
@@ -57,21 +57,31 @@ def random_words(rng: np.random.Generator, *shape: int) -> np.ndarray:
     return rng.integers(0, 1 << 64, shape, dtype=np.uint64)
 
 
-def outputs(trees: int, words: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    return np.empty(words, np.uint64), np.empty((trees - 1, words), np.uint64), np.empty((64 * words, 2), np.uint64)
+def outputs(trees: int, words: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    tiles, rows = np.empty(128 * words, np.uint64), np.empty((64 * words, 2), np.uint64)
+    return np.empty(words, np.uint64), np.empty((trees - 1, words), np.uint64), tiles, rows
+
+
+def columns_of(rows: np.ndarray) -> np.ndarray:
+    """The inverse of ``rows_of``."""
+    bits = np.unpackbits(rows.view(np.uint8), axis=1, bitorder="little")
+    return np.packbits(bits.T.copy(), axis=1, bitorder="little").view(np.uint64)
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 @pytest.mark.parametrize("words", WORDS)
 def test_receiver_rows(depth: int, words: int) -> None:
     leaves = random_words(np.random.default_rng(), 128 // depth, 1 << depth, 2)
-    choices, columns, rows = outputs(len(leaves), words)
+    choices, columns, tiles, rows = outputs(len(leaves), words)
     for counter in (0, (1 << 40) - 1):
-        softspoken.receiver_rows(ggm.leaf_keys(leaves), counter, choices, columns, rows)
+        softspoken.receiver_rows(ggm.leaf_keys(leaves), counter, choices, columns, tiles, rows)
         want_choices, want_columns, want_rows = receiver_rows(leaves, counter, words)
         assert (choices == want_choices).all()
         assert (columns == want_columns).all()
         assert (rows == want_rows).all()
+        want_tiles = columns_of(rows)
+        starts = range(0, words, gf128.TILE)
+        assert (tiles == np.concatenate([want_tiles[:, i : i + gf128.TILE].reshape(-1) for i in starts])).all()
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
@@ -89,19 +99,27 @@ def test_sender_rows(depth: int, words: int, fill: str) -> None:
     columns.setflags(write=False)  # as it comes from the wire
     rows = np.empty((64 * words, 2), np.uint64)
     delta = np.packbits(delta_bits, bitorder="little").view(np.uint64)
-    softspoken.sender_rows(ggm.leaf_keys(leaves), delta, 77, columns, rows)
+    powers, hashes, want = (
+        random_words(rng, words // 2, 2),
+        np.zeros((128, 2), np.uint64),
+        np.zeros((128, 2), np.uint64),
+    )
+    softspoken.sender_rows(ggm.leaf_keys(leaves), delta, 77, columns, powers, hashes, rows)
     assert (rows == sender_rows(leaves, delta_bits, 77, columns)).all()
+    for column, value in zip(columns_of(rows), want, strict=True):
+        gf128.hash_blocks(np.ascontiguousarray(column), powers, value)
+    assert (hashes == want).all()
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
 def test_streams_join(depth: int) -> None:
     """Two calls with the counter moved on are one longer call."""
     keys = ggm.leaf_keys(random_words(np.random.default_rng(), 128 // depth, 1 << depth, 2))
-    choices, columns, rows = outputs(len(keys), 10)
-    softspoken.receiver_rows(keys, 9, choices, columns, rows)
+    choices, columns, tiles, rows = outputs(len(keys), 10)
+    softspoken.receiver_rows(keys, 9, choices, columns, tiles, rows)
     for first, last in ((0, 4), (4, 10)):
-        part_choices, part_columns, part_rows = outputs(len(keys), last - first)
-        softspoken.receiver_rows(keys, 9 + first // 2, part_choices, part_columns, part_rows)
+        part_choices, part_columns, part_tiles, part_rows = outputs(len(keys), last - first)
+        softspoken.receiver_rows(keys, 9 + first // 2, part_choices, part_columns, part_tiles, part_rows)
         assert (part_choices == choices[first:last]).all()
         assert (part_columns == columns[:, first:last]).all()
         assert (part_rows == rows[64 * first : 64 * last]).all()
@@ -110,18 +128,19 @@ def test_streams_join(depth: int) -> None:
 SCRIPT = """
 import hashlib
 import numpy as np
-from mpcd.kernels import cpu, ggm, softspoken
+from mpcd.kernels import cpu, gf128, ggm, softspoken
 digest = hashlib.sha256()
 for depth in (2, 4, 8):
     trees = 128 // depth
     leaves = np.arange(2 * trees << depth, dtype=np.uint64).reshape(trees, 1 << depth, 2)
     keys = ggm.leaf_keys(leaves)
     choices, columns = np.empty(36, np.uint64), np.empty((trees - 1, 36), np.uint64)
-    rows = np.empty((64 * 36, 2), np.uint64)
-    softspoken.receiver_rows(keys, 5, choices, columns, rows)
+    tiles, rows = np.empty(128 * 36, np.uint64), np.empty((64 * 36, 2), np.uint64)
+    softspoken.receiver_rows(keys, 5, choices, columns, tiles, rows)
     digest.update(choices.tobytes() + columns.tobytes() + rows.tobytes())
     columns.setflags(write=False)
-    softspoken.sender_rows(keys, np.array([0x0123456789ABCDEF, 3 << 62], np.uint64), 5, columns, rows)
+    delta, hashes = np.array([0x0123456789ABCDEF, 3 << 62], np.uint64), np.zeros((128, 2), np.uint64)
+    softspoken.sender_rows(keys, delta, 5, columns, np.zeros((18, 2), np.uint64), hashes, rows)
     digest.update(rows.tobytes())
 print(cpu.AES_PATH, digest.hexdigest())
 """

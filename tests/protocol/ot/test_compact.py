@@ -24,6 +24,7 @@ UNIT: tuple[Need, ...] = (
     StringNeed(21, 70, 1),
     AndNeed(1),
     LeafNeed(1, 64),
+    LeafNeed(4, 1001, 3),
 )
 
 
@@ -38,6 +39,7 @@ async def _units(party: int, seed: bytes, compacts: tuple[bool, ...], extension:
             assert tuple(told) == UNIT
         else:
             units.append([await ots.make(channel, need) for need in UNIT])
+            await ots.check(channel)
     return units
 
 

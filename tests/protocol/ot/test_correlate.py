@@ -25,7 +25,7 @@ from mpcd.protocol.correlations import (
     StringReceiver,
     StringSender,
 )
-from mpcd.protocol.ot import base, correlate, pads
+from mpcd.protocol.ot import base, consistency, correlate, pads
 from mpcd.protocol.ot.extension import CHUNK
 from mpcd.protocol.randomness import Prg
 from mpcd.protocol.wire import WireError
@@ -34,7 +34,8 @@ SESSION = b"a session's id.."
 BASELINE = Path(__file__).with_name("wire_baseline.json")
 # Bytes that 128 COTs take, and those that a set-up takes besides the base OTs.
 BLOCK_BYTES = {"iknp": 2048, "softspoken2": 1008, "softspoken4": 496, "softspoken8": 240}
-TREE_BYTES = {"iknp": 0, "silent": 0, "softspoken2": 2048, "softspoken4": 3072, "softspoken8": 3584}
+TREE_BYTES = {"iknp": 0, "silent": 0, "softspoken2": 4096, "softspoken4": 4096, "softspoken8": 4096}
+ANSWER_BYTES = 2064
 SILENT: tuple[correlate.Extension, ...] = ("silent", "silent17", "silent18", "silent19")
 TALKING = tuple(extension for extension in correlate.EXTENSIONS if extension not in SILENT)
 COUNTS = (0, 1, 63, 64, 65, 1000)
@@ -101,7 +102,9 @@ def check_relation(need: Need, parts: Sequence[Any]) -> None:
 
 async def party(channel: Channel, needs: Sequence[Need], extension: correlate.Extension = "iknp") -> list[Any]:
     ots = await correlate.set_up(channel, extension)
-    return [await ots.make(channel, need) for need in needs]
+    made = [await ots.make(channel, need) for need in needs]
+    await ots.check(channel)
+    return made
 
 
 def run(
@@ -127,7 +130,13 @@ def pair(extension: correlate.Extension) -> tuple[correlate.OtPair, correlate.Ot
 
 
 def make(pair: tuple[correlate.OtPair, correlate.OtPair], need: Need, peer_need: Need | None = None) -> lockstep.Run:
-    return lockstep.run(pair[0].make(Channel(0, SESSION), need), pair[1].make(Channel(1, SESSION), peer_need or need))
+    async def checked(i: int, need: Need) -> Any:
+        channel = Channel(i, SESSION)
+        made = await pair[i].make(channel, need)
+        await pair[i].check(channel)
+        return made
+
+    return lockstep.run(checked(0, need), checked(1, peer_need or need))
 
 
 @pytest.mark.parametrize("need", NEEDS, ids=str)
@@ -138,11 +147,14 @@ def test_relation_and_cost(
     check_relation(need, outcome.results)
     if extension in SILENT:
         return  # its bytes do not go with the need: see below
-    sent = tuple(traffic.payload_bytes for traffic in outcome.traffic)
+    block = BLOCK_BYTES[extension]
+    check = correlate.check_by_party([need], extension)
+    assert check[::-1] == tuple((block + ANSWER_BYTES) * (cots > 0) for cots in correlate.cots(need))
+    sent = tuple(traffic.payload_bytes - each for traffic, each in zip(outcome.traffic, check, strict=True))
     assert sent == correlate.bytes_by_party(need, extension)
     assert sum(sent) == correlate.bytes_sent(need, extension)
+    assert correlate.total_by_party([need], extension) == tuple(np.add(sent, check))
     # A COT's bytes go from its receiver; whole blocks cost at most 127 COTs more in each chunk.
-    block = BLOCK_BYTES[extension]
     for i, cots in enumerate(correlate.cots(need)):
         messages = outcome.traffic[1 - i].messages
         assert block * cots <= 128 * sent[1 - i] <= block * (cots + 127 * messages)
@@ -151,9 +163,9 @@ def test_relation_and_cost(
         assert outcome.flows == 0
     elif isinstance(need, AndNeed):
         fits = need.count <= bit_triples.RUN_AHEAD * CHUNK
-        assert outcome.flows == 2 if fits else outcome.flows > 2
+        assert outcome.flows == 5 if fits else outcome.flows >= 5
     else:
-        assert outcome.flows == 1
+        assert outcome.flows == 3
 
 
 def test_counts_by_direction() -> None:
@@ -177,7 +189,8 @@ def test_set_up_cost(extension: correlate.Extension) -> None:
 
 def test_iknp_unless_another_is_named() -> None:
     need = LeafNeed(2, 1000)
-    assert run([need]).traffic[1].payload_bytes == base.BYTES_SENT - 32 + correlate.bytes_sent(need, "iknp")
+    made = correlate.bytes_sent(need, "iknp") + correlate.check_by_party([need], "iknp")[1]
+    assert run([need]).traffic[1].payload_bytes == base.BYTES_SENT - 32 + made
     assert correlate.bytes_sent(need) == correlate.bytes_sent(need, "iknp")
     assert correlate.set_up_bytes_sent() == correlate.set_up_bytes_sent("iknp")
 
@@ -186,10 +199,10 @@ def test_iknp_unless_another_is_named() -> None:
 def test_a_party_runs_ahead_as_far_as_stated(extension: correlate.Extension) -> None:
     """Before its first read a party has sent what drivers are told to hold, and no more."""
     block = BLOCK_BYTES[extension]
-    for count, sent in ((8 * CHUNK, bit_triples.BYTES_AHEAD * block // 2048), (100, block)):
+    for count, sent in ((8 * CHUNK, bit_triples.BYTES_AHEAD * block // 2048), (100, 2 * block)):
         first, _ = ends(extension)
         assert bytes_before_first_read(first.make(Channel(0, SESSION), AndNeed(count))) == sent
-    assert bit_triples.BYTES_AHEAD == 4 << 20
+    assert bit_triples.BYTES_AHEAD == (4 << 20) + 2048
 
 
 def bytes_before_first_read(coroutine: Any) -> int:
@@ -338,7 +351,7 @@ def test_unknown_extensions_are_refused(name: Any) -> None:
 def test_another_message_is_refused(extension: correlate.Extension) -> None:
     async def confused(channel: Channel) -> None:
         await correlate.set_up(channel, extension)
-        await channel.send(base.BaseMessage(bytes(32), np.zeros((128, 2, 32), np.uint8)))
+        await channel.send(consistency.Challenge(bytes(16)))
 
     kind = "iknp" if extension == "silent" else extension.rstrip("248")
     with pytest.raises(WireError, match=f"expected a {kind} message"):
@@ -391,7 +404,9 @@ def test_silent_totals(extension: correlate.Extension) -> None:
 def test_totals_of_the_others_add_up() -> None:
     needs = [LeafNeed(2, 100), AndNeed(1000), StringNeed(64, 65, 1)]
     each = np.array([correlate.bytes_by_party(need, "softspoken4") for need in needs])
-    assert correlate.total_by_party(needs, "softspoken4") == tuple(each.sum(axis=0))
+    check = correlate.check_by_party(needs, "softspoken4")
+    assert check == (496 + ANSWER_BYTES,) * 2
+    assert correlate.total_by_party(needs, "softspoken4") == tuple(each.sum(axis=0) + check)
     assert correlate.total_by_party([], "silent") == (0, 0)
 
 

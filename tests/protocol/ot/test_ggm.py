@@ -9,7 +9,7 @@ import pytest
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 
 from mpcd.protocol import lockstep
-from mpcd.protocol.channel import Channel
+from mpcd.protocol.channel import Channel, Compute
 from mpcd.protocol.ot import ggm
 from mpcd.protocol.wire import WireError, array, message
 
@@ -67,7 +67,7 @@ def test_all_leaves_but_one(depth: int, delta: str) -> None:
     assert len(np.unique(whole.reshape(-1, 2), axis=0)) == (128 // depth) << depth
 
 
-@pytest.mark.parametrize(("depth", "sent"), [(2, 2048), (4, 3072), (8, 3584)])
+@pytest.mark.parametrize(("depth", "sent"), [(2, 4096), (4, 4096), (8, 4096)])
 def test_cost(depth: int, sent: int) -> None:
     outcome, _, _ = puncture(depth)
     assert outcome.flows == 1
@@ -81,8 +81,10 @@ def test_a_chosen_key_opens_the_other_half_only(depth: int) -> None:
     keys, choices, chosen = base_ots()
     owner = ggm.own(Channel(0, SESSION), keys, depth)
     step = owner.send(None)
-    step = owner.send(step.function(*step.args))
-    masked = np.frombuffer(b"".join(step.frame.payload), np.uint64).reshape(-1, depth - 1, 2, 2)[:, -1]
+    while isinstance(step, Compute):
+        step = owner.send(step.function(*step.args))
+    words = np.frombuffer(b"".join(step.frame.payload), np.uint64)
+    masked = words[: 4 * (depth - 1) * ggm.trees(depth)].reshape(-1, depth - 1, 2, 2)[:, -1]
     with pytest.raises(StopIteration) as stop:
         owner.send(None)
     halves = np.bitwise_xor.reduce(stop.value.value.reshape(-1, 2, 1 << (depth - 1), 2), axis=2)
@@ -112,7 +114,8 @@ def test_wrong_messages_are_refused(cls: Any, shape: tuple[int, ...]) -> None:
     _, choices, chosen = base_ots()
 
     async def wrong(channel: Channel) -> None:
-        await channel.send(cls(np.zeros(shape, np.uint64)))
+        masked = np.zeros(shape, np.uint64)
+        await channel.send(Other(masked) if cls is Other else cls(masked, np.zeros((32, 4), np.uint64), bytes(32)))
 
     with pytest.raises(WireError):
         lockstep.run(ggm.puncture(Channel(0, SESSION), choices, chosen, 4), wrong(Channel(1, SESSION)))

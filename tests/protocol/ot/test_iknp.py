@@ -65,8 +65,9 @@ def test_relation_and_cost(counts: tuple[int, ...]) -> None:
     assert len(np.unique(np.concatenate(seen), axis=0)) == sum(counts)
     assert outcome.flows == 1
     assert outcome.traffic[0].messages == 0
-    assert outcome.traffic[1].messages == len(counts)
-    assert outcome.traffic[1].payload_bytes == sum(map(iknp.bytes_sent, counts))
+    # The first message is the check's mask.
+    assert outcome.traffic[1].messages == len(counts) + 1
+    assert outcome.traffic[1].payload_bytes == iknp.bytes_sent(128) + sum(map(iknp.bytes_sent, counts))
     assert iknp.bytes_sent(1) == iknp.bytes_sent(128) == 2048
     assert iknp.bytes_sent(129) == 4096
 
