@@ -27,6 +27,7 @@ trap 'rm -rf "$work"' EXIT
 # From a copy: building leaves things beside the sources.
 mkdir "$work/source" "$work/wheels"
 for part in kernels protocol daemon cli pyproject.toml README.md; do cp -R "$root/$part" "$work/source/"; done
+mkdir "$work/source/docs" && cp -R "$root/docs/man" "$work/source/docs/"
 find "$work/source" -name __pycache__ -prune -exec rm -rf {} +
 isolation=''
 "$python" -c 'import setuptools, sys; sys.exit(int(setuptools.__version__.split(".")[0]) < 77)' 2>/dev/null &&

@@ -41,6 +41,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
     for file in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / file, copy)
+    shutil.copytree(ROOT / "docs" / "man", copy / "docs" / "man")
     (copy / "tests").mkdir()
     (copy / "tests" / "test_nothing.py").touch()
     done = subprocess.run(
@@ -54,11 +55,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
 
 
 def test_the_wheel_holds_the_folders(wheel: set[str]) -> None:
-    packed = {name for name in wheel if ".dist-info/" not in name}
+    packed = {name for name in wheel if ".dist-info/" not in name and ".data/" not in name}
     assert packed == {f"mpcd/{name}" for name in sources()}
     assert "mpcd/daemon/image/recipes/imagenet-224.toml" in packed
     assert "mpcd/daemon/image/recipes/xrv-224.toml" in packed
     assert "mpcd/__init__.py" not in packed, "mpcd is a namespace of four folders"
+
+
+def test_the_manual_is_installed(wheel: set[str]) -> None:
+    pages = {name.partition(".data/data/")[2] for name in wheel if ".data/" in name}
+    assert pages == {"share/man/man1/mpcctl.1", "share/man/man8/mpcd.8"}
 
 
 def test_the_wheel_s_programs(wheel: set[str]) -> None:

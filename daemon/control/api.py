@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ class Api:
         """What the daemon is doing, what it has, and how it is."""
         context = self._context
         health = await self._operations.health()
-        sessions = [s for s in await aside(context.records.all) if not s.over]
+        sessions = await aside(context.records.open)
         return {
             "version": software_version(),
             "protocol_version": PROTOCOL_VERSION,
@@ -108,11 +109,11 @@ class Api:
             "started": self._started,
             "threads": context.threads,
             "memory_available_bytes": psutil.virtual_memory().available,
-            "disk_free_bytes": context.store.free_bytes(),
+            "disk_free_bytes": await aside(context.store.free_bytes),
             "kernels": context.kernels.describe(),
             "peers": [self._peer(peer) for peer in context.peers.list()],
             "units": await self._stocks(None, None),
-            "sessions": [self._sessions.describe(session) for session in sessions],
+            "sessions": await self._sessions.describe(sessions),
             "jobs": self._jobs(),
             "health": [check.as_dict() for check in health],
             "warnings": [check.text for check in health if check.level != OK],
@@ -163,13 +164,13 @@ class Api:
     async def _peer_remove(self, params: Params, job: Job) -> Result:
         name = params.text("name")
         params.end()
-        self._unused("peer", lambda session: session.peer == name)
+        await self._unused("peer", lambda session: session.peer == name)
         peer = self._peer(self._context.peers.get(name))
         await aside(self._context.peers.remove, name)
         return {"peer": {**peer, "connected": False}}
 
-    def _unused(self, what: str, uses: Any) -> None:
-        using = [s for s in self._context.records.all() if not s.over and uses(s)]
+    async def _unused(self, what: str, uses: Callable[[Session], bool]) -> None:
+        using = [s for s in await aside(self._context.records.open) if uses(s)]
         if using:
             raise Conflict(
                 f"session {using[0].id[:12]} still needs this {what}", f"mpcctl session cancel {using[0].id[:12]}"
@@ -225,7 +226,9 @@ class Api:
         params.end()
         context = self._context
         model = await aside(context.library.model, name)
-        self._unused("model", lambda s: s.role == MODEL_OWNER_ROLE and s.terms.model_commitment == model.commitment)
+        await self._unused(
+            "model", lambda s: s.role == MODEL_OWNER_ROLE and s.terms.model_commitment == model.commitment
+        )
         await self._audit_model("removed", model)
         await aside(context.library.remove_model, name)
         for stock in await aside(context.ledger.counts):
@@ -285,7 +288,7 @@ class Api:
         params.end()
         library = self._context.library
         described = await aside(library.describe_dataset, name)
-        self._unused("data set", lambda s: s.role == DATA_OWNER_ROLE and s.own.get("dataset") == name)
+        await self._unused("data set", lambda s: s.role == DATA_OWNER_ROLE and s.own.get("dataset") == name)
         await self._audit_dataset("removed", name)
         await aside(library.remove_dataset, name)
         return {"dataset": described}
@@ -299,6 +302,7 @@ class Api:
     async def _offline_make(self, params: Params, job: Job) -> Result:
         peer, name, images = params.text("peer"), params.text("model"), params.count("images")
         estimate_only, store = params.flag("estimate_only"), params.optional_text("store")
+        job.idle = params.flag("idle")
         params.end()
         if store not in (None, "expanded", "compact"):
             raise BadInput(f"units cannot be kept {store!r}", "expanded or compact")
@@ -332,9 +336,7 @@ class Api:
         """What the ledger has, by names where they are known."""
         context = self._context
         peers = {p.id: p.name for p in context.peers.list()}
-        models = {m.commitment: m.name for m in await aside(context.library.models)}
-        models |= {s.terms.model_commitment: s.terms.model for s in await aside(context.records.all)}
-        models |= self._catalogue.names
+        models = await aside(context.library.names) | await aside(context.records.models) | self._catalogue.names
         found = []
         stocks: dict[Stock, dict[str, int]] = await aside(context.ledger.counts)
         for stock, counts in stocks.items():
@@ -369,48 +371,50 @@ class Api:
         session, estimate = await self._sessions.start(peer, model, dataset, images, reveal, expires, estimate_only)
         result: Result = {"estimate": dataclasses.asdict(estimate)}
         if session is not None:
-            result["session"] = self._sessions.describe(session)
+            result |= await self._shown(session)
         return result
 
     async def _session_list(self, params: Params, job: Job) -> Result:
         everything = params.flag("all", True)
         params.end()
-        sessions = [s for s in await aside(self._context.records.all) if everything or not s.over]
-        return {"sessions": [self._sessions.describe(session) for session in sessions]}
+        sessions = await aside(self._context.records.all if everything else self._context.records.open)
+        return {"sessions": await self._sessions.describe(sessions)}
 
     async def _session_show(self, params: Params, job: Job) -> Result:
-        return self._shown(self._context.records.find(_session_id(params)))
+        return await self._shown(await aside(self._context.records.find, _session_id(params)))
 
     async def _session_watch(self, params: Params, job: Job) -> Result:
-        session = self._context.records.find(_session_id(params))
+        session = await aside(self._context.records.find, _session_id(params))
         if not session.over:
             with self._sessions.job(session.id).watched() as progress:
                 async for item in progress:
                     job.relay(item)
-        return self._shown(self._context.records.get(session.id))
+        return await self._shown(await aside(self._context.records.get, session.id))
 
     async def _session_cancel(self, params: Params, job: Job) -> Result:
-        return self._shown(await self._sessions.cancel(_session_id(params)))
+        return await self._shown(await self._sessions.cancel(_session_id(params)))
 
     async def _session_approve(self, params: Params, job: Job) -> Result:
         digest = params.optional_text("approval")
-        return self._shown(await self._sessions.approve(_session_id(params), digest))
+        return await self._shown(await self._sessions.approve(_session_id(params), digest))
 
     async def _session_deny(self, params: Params, job: Job) -> Result:
         reason = params.optional_text("reason") or ""
-        return self._shown(await self._sessions.deny(_session_id(params), reason))
+        return await self._shown(await self._sessions.deny(_session_id(params), reason))
 
-    def _shown(self, session: Session) -> Result:
-        return {"session": self._sessions.describe(session)}
+    async def _shown(self, session: Session) -> Result:
+        (described,) = await self._sessions.describe([session])
+        return {"session": described}
 
     # Report
 
     async def _report(self, params: Params, job: Job) -> Result:
         clear = params.optional_path("clear")
-        session = self._context.records.find(_session_id(params))
-        return {"report": await aside(self._build_report, session, clear)}
+        session = await aside(self._context.records.find, _session_id(params))
+        described = await self._shown(session)
+        return {"report": await aside(self._build_report, session, described["session"], clear)}
 
-    def _build_report(self, session: Session, clear: Path | None) -> Result:
+    def _build_report(self, session: Session, described: Result, clear: Path | None) -> Result:
         context, terms = self._context, session.terms
         if session.role != DATA_OWNER_ROLE:
             raise Conflict(
@@ -424,7 +428,7 @@ class Api:
         # Of the units that the session used up, also of those made in the night before.
         seconds, moved = context.ledger.cost(session.id)
         return report.build(
-            session=self._sessions.describe(session),
+            session=described,
             findings=findings,
             secure={dataset.entries[number].uid: logits or [] for number, logits in results.items()},
             output_scale=session.own["output_scale"],

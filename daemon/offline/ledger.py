@@ -287,6 +287,11 @@ class Ledger:
                 entry["bytes"] = size
         return found
 
+    def ready_counts(self) -> dict[Stock, int]:
+        """Ready units of each stock that has some."""
+        rows = self._db.query("SELECT peer, model, network, count(*) FROM unit WHERE state = 'ready' GROUP BY 1, 2, 3")
+        return {Stock(peer, model, network): count for peer, model, network, count in rows}
+
     def uses(self) -> list[Use]:
         """Every unit ever spent: what both parties' ledgers must agree on."""
         rows = self._db.query("SELECT id, session, image FROM unit WHERE state = 'spent' ORDER BY changed")

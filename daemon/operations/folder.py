@@ -7,10 +7,11 @@ import os
 import shutil
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
+from mpcd.daemon.audit import chain, journal
 from mpcd.daemon.config import Config, Paths
 from mpcd.daemon.errors import MpcdError
 from mpcd.daemon.network import authority, identity
@@ -22,7 +23,7 @@ from mpcd.daemon.operations.checks import Check, of_error, ok, problem, warning
 from mpcd.daemon.sessions import policy as policies
 from mpcd.daemon.sessions.records import RUNNING
 
-LEDGER, RECORDS = "ledger.sqlite", "sessions.sqlite"
+LEDGER, RECORDS, AUDIT = "ledger.sqlite", "sessions.sqlite", "audit"
 UNIT_STATES = ("making", "ready", "spent", "burnt")
 
 
@@ -37,6 +38,7 @@ def checks(paths: Paths, config: Config) -> Iterator[Check]:
     yield disk(paths, config)
     yield ledger(paths)
     yield records(paths)
+    yield audit(paths)
 
 
 def state_folder(paths: Paths) -> Check:
@@ -193,6 +195,35 @@ def records(paths: Paths) -> Check:
     return ok("sessions", ", ".join(f"{count} {state}" for state, count in counts) or "none yet")
 
 
+def audit(paths: Paths) -> Check:
+    """Without what the daemon has noted of it elsewhere: a log cut short at an entry's end looks whole."""
+    files = journal.segments(paths.state / AUDIT)
+    if not files:
+        return ok("audit log", "none yet")
+    try:
+        verdict = chain.verify(_chunks(files))
+    except OSError as error:
+        return problem("audit log", f"it cannot be read: {error.strerror}", "run as the daemon's user")
+    return audit_log(verdict, journal.where(files, verdict.bad) if verdict.bad else "")
+
+
+def _chunks(files: Sequence[Path]) -> Iterator[bytes]:
+    for file in files:
+        with file.open("rb") as opened:
+            while chunk := opened.read(journal.CHUNK):
+                yield chunk
+
+
+def audit_log(verdict: chain.Verdict, where: str) -> Check:
+    if verdict.bad is not None:
+        return problem(
+            "audit log",
+            f"{where}: {verdict.bad.problem}",
+            "somebody or something changed it: keep a copy of the state folder, and find out who",
+        )
+    return ok("audit log", f"{verdict.entries} entries, each in its place")
+
+
 def _damaged(name: str, how: str) -> Check:
     return problem(
         name,
@@ -203,5 +234,5 @@ def _damaged(name: str, how: str) -> Check:
 
 def read(file: Path) -> sqlite3.Connection:
     """Nothing is written, nor a file made beside it. Raises sqlite3.Error where there is no such file."""
-    in_use = file.with_name(file.name + "-wal").exists()
-    return sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro{'' if in_use else '&immutable=1'}", uri=True, timeout=10)
+    how = "mode=ro" if file.with_name(file.name + "-wal").exists() else "mode=ro&immutable=1"
+    return sqlite3.connect(f"{file.absolute().as_uri()}?{how}", uri=True, timeout=10)

@@ -93,6 +93,9 @@ class Live:
             if context.peers.find(s.fingerprint) is None
         ]
 
+    def _audit(self) -> Check:
+        return folder.audit_log(*self._context.audit.journal.verify())
+
     async def _certificates(self) -> Check:
         net = self._context.net
         theirs = {peer.name: net.status(peer.name).expires for peer in self._context.peers.list()}
@@ -132,9 +135,10 @@ class Live:
             *here,
             *([unit] if unit else []),
             *local,
-            *(check for check in files if check.name != "certificates"),
+            *(check for check in files if check.name not in ("certificates", "audit log")),
             await self._certificates(),
             *self._rotation(),
+            await aside(self._audit),
             *none,
             *(check for checks in about for check in checks),
         ]

@@ -21,7 +21,10 @@ _PATTERNS = (
     (re.compile(r"[^\s<>]+@[^\s<>]+"), "<address>"),
     (re.compile(r"(?:(?<=^)|(?<=[\s=(]))[A-Za-z]?:?[/\\][^,;:()<>\n]*"), "<path>"),
     # IPv6, but not a time of day.
-    (re.compile(r"(?<!\w)\[?(?!\d\d:\d\d:\d\d\b)(?:[0-9a-fA-F]{0,4}:){2,}[0-9a-fA-F.]*(?:%\w+)?\]?(?::\d+)?"), "<address>"),
+    (
+        re.compile(r"(?<!\w)\[?(?!\d\d:\d\d:\d\d\b)(?:[\da-fA-F]{0,4}:){2,}[\da-fA-F.]*(?:%\w+)?\]?(?::\d+)?"),
+        "<address>",
+    ),
     (re.compile(r"\b\d+(?:\.\d+){3,}(?::\d+)?\b"), "<number>"),  # UIDs and IPv4 addresses
     (re.compile(r"\b[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]+)+:\d{2,5}\b"), "<address>"),
     (re.compile(r"\S*\^\S*"), "<name>"),

@@ -8,6 +8,7 @@ import sqlite3
 
 import pytest
 
+from mpcd.daemon.audit.journal import Journal
 from mpcd.daemon.config import Config, Paths
 from mpcd.daemon.network.identity import FILE_NAME, Identity
 from mpcd.daemon.offline.ledger import Ledger, Stock
@@ -100,6 +101,18 @@ def test_a_unit_used_twice(paths):
     ledger = Ledger(paths.state / folder.LEDGER)
     assert ledger.reuse_count() == 1
     ledger.close()
+
+
+def test_an_audit_log_with_a_changed_line(paths):
+    log = Journal(paths.state / folder.AUDIT)
+    for name in ("one", "two", "three"):
+        log.append(name, {"who": "me"})
+    log.close()
+    assert look(paths)["audit log"].text == "3 entries, each in its place"
+    (file,) = (paths.state / folder.AUDIT).glob("*.jsonl")
+    file.write_bytes(file.read_bytes().replace(b'"two"', b'"six"'))
+    found = look(paths)["audit log"]
+    assert (found.level, "line 2" in found.text) == (PROBLEM, True)
 
 
 def test_policy(paths):
