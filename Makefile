@@ -7,7 +7,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
 export NUMBA_NUM_THREADS ?= 1
 
-.PHONY: demo test format clean bundle bundle-test
+.PHONY: demo test fuzz format clean bundle bundle-test
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,11 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# A million inputs to everything that decodes what others wrote; FUZZ='--scale 0.1 --targets frames,dicoms --seed 7'.
+fuzz: $(VENV)/installed
+	$(BIN)/pip install --quiet --editable '.[model,dev,fuzz]'
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 # Everything that a machine without internet needs (docs/install.md); BUNDLE=model with torch.
 bundle: $(VENV)/installed

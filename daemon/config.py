@@ -127,7 +127,7 @@ def split_address(text: str, default_port: int = DEFAULT_PORT) -> tuple[str, int
         host, _, port = host.partition(":")
         if not port:
             raise ValueError(f"{text!r} is not an address: the port after ':' is missing")
-    if not host or len(host) > 253 or re.search(r"[\s/\\@?#]", host):
+    if not host or len(host) > 253 or re.search(r"[\s/\\@?#\[\]]", host):
         raise ValueError(f"{text!r} is not an address: write host:port, without http:// and the like")
     if port and (not port.isascii() or not port.isdigit() or not 1 <= int(port) <= 65535):
         raise ValueError(f"{text!r} is not an address: a port is a number from 1 to 65535")

@@ -91,6 +91,7 @@ def test_a_full_file(tmp_path):
         ("[timeouts]\nsilence = nan", r"timeouts\.silence = nan is not allowed"),
         ("[timeouts]\nsilence = 6", r"at least twice timeouts\.keepalive"),
         ("advertise = 'http://x'", "advertise: 'http://x' is not an address"),
+        ("advertise = '[:[1]:7443'", "is not an address"),
         ("advertise = 1", "advertise = 1 must be a string"),
         ("name =", "not valid TOML"),
         ("name = " + "[" * 3000, "not valid TOML"),
