@@ -323,6 +323,7 @@ class Config:
                 f" at least twice timeouts.keepalive ({config.timeouts.keepalive})"
             )
         _check_metrics(config.metrics, where)
+        _check_network(config, where)
         return config
 
 
@@ -390,7 +391,15 @@ def _section(cls: type[Any], table: Mapping[str, Any], section: str, where: str)
         kind = type(field.default)
         if kind is float and type(value) is int:
             value = float(value)
-        what = {int: "a whole number", float: "a number", str: "a string", bool: "true or false"}[kind]
+        if kind is tuple and type(value) is list and all(type(one) is str for one in value):
+            value = tuple(value)
+        what = {
+            int: "a whole number",
+            float: "a number",
+            str: "a string",
+            bool: "true or false",
+            tuple: "a list of strings",
+        }[kind]
         least: Any = field.metadata.get("least")
         most: Any = field.metadata.get("most")
         allowed = field.metadata.get("one_of")

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from mpcd.daemon.config import Config, split_address
-from mpcd.daemon.errors import ConfigError, MpcdError, PeerError, PeerUnreachable, UnknownPeer
+from mpcd.daemon.errors import ConfigError, MpcdError, PeerClosed, PeerError, PeerUnreachable, UnknownPeer
 from mpcd.daemon.network import authority, greeting, inspection, tls
 from mpcd.daemon.network.authority import CertificateExpired, WrongName
 from mpcd.daemon.network.greeting import CHANNEL, CONTROL, KNOCK, Hello
@@ -131,7 +131,7 @@ class Dialler:
         self, identity: Identity, peer: Peer, purpose: str, job: bytes, server_name: str | None
     ) -> tuple[Connection, Hello]:
         try:
-            connection = await self.connect(peer, self.context(identity, peer), server_name)
+            connection = await self._shake_hands(identity, peer, server_name)
             try:
                 _check(peer, connection)
                 async with asyncio.timeout(self._config.timeouts.handshake):
@@ -148,12 +148,6 @@ class Dialler:
                 raise
         except tls.NotPinned:
             raise
-        except tls.OldTls:
-            # Not the peer's TLS, then; perhaps that of a box between.
-            seen = await self.look(peer)
-            if seen and not inspection.is_ours(seen):
-                raise inspection.explain(peer, seen) from None
-            raise
         except UnknownPeer as error:
             raise self._not_known_there(identity, peer, error) from error
         except PeerError as error:
@@ -166,6 +160,16 @@ class Dialler:
                 f"is the daemon at {peer.address} overloaded, or is something else listening there?",
             ) from None
         return connection, theirs
+
+    async def _shake_hands(self, identity: Identity, peer: Peer, server_name: str | None) -> Connection:
+        try:
+            return await self.connect(peer, self.context(identity, peer), server_name)
+        except (tls.OldTls, PeerClosed):
+            # Not TLS as the peer speaks it; perhaps that of a box between, which may know nothing but TLS 1.2.
+            seen = await self.look(peer)
+            if seen and not inspection.is_ours(seen) and peer.known_by == PIN:
+                raise inspection.explain(peer, seen) from None
+            raise
 
     def _not_known_there(self, identity: Identity, peer: Peer, error: MpcdError) -> UnknownPeer:
         return UnknownPeer(

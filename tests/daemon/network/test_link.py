@@ -446,6 +446,30 @@ def test_restarted_peer_replaces_its_old_link_at_once(run, sides):
     run(main())
 
 
+def test_a_job_is_given_up_when_the_peer_was_restarted(run, sides):
+    """The new instance knows nothing of it: there is nothing to wait for."""
+    a, b = sides
+
+    async def main():
+        a.knows(b)
+        b.knows(a, "")
+        async with up(a):
+            await b.net.start()
+            await linked(a, b)
+            waiting = asyncio.create_task(a.net.open_channel("beta", JOB, 60))
+            await asyncio.sleep(0.1)
+            await b.net.stop()
+            await asyncio.sleep(0.1)
+            assert not waiting.done(), "a link that breaks may come back"
+            b.net = b.network()
+            async with up(b):
+                with pytest.raises(LinkError, match="beta was restarted"):
+                    async with asyncio.timeout(10):
+                        await waiting
+
+    run(main())
+
+
 # Who may connect.
 
 
