@@ -284,9 +284,12 @@ class Config:
             raise ConfigError(f"{file}: cannot be read: {error.strerror}") from error
         try:
             table = tomllib.loads(text.decode())
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # TOMLDecodeError is one of the first
             raise ConfigError(f"{file}: not valid TOML: {error}") from error
-        return cls.parse(table, str(file))
+        try:
+            return cls.parse(table, str(file))
+        except ValueError as error:  # a whole number of thousands of digits, which Python does not even print
+            raise ConfigError(f"{file}: {error}") from error
 
     @classmethod
     def parse(cls, table: Mapping[str, Any], where: str = FILE_NAME) -> Self:
@@ -389,7 +392,7 @@ def _section(cls: type[Any], table: Mapping[str, Any], section: str, where: str)
     for key, value in given.items():
         field = fields[key]
         kind = type(field.default)
-        if kind is float and type(value) is int:
+        if kind is float and type(value) is int and abs(value) <= 1e18:
             value = float(value)
         if kind is tuple and type(value) is list and all(type(one) is str for one in value):
             value = tuple(value)

@@ -116,12 +116,14 @@ def parse(text: str, source: str = "recipe") -> Recipe:
         raise RecipeError(f"{source}: longer than {MAX_BYTES} characters")
     try:
         document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # TOMLDecodeError is one of the first
         raise RecipeError(f"{source}: not TOML: {error}") from error
     try:
         return _from_document(document)
     except RecipeError as error:
         raise RecipeError(f"{source}: {error}", error.hint) from None
+    except ValueError as error:  # a whole number of thousands of digits, which Python does not even print
+        raise RecipeError(f"{source}: {error}") from error
 
 
 def load(name_or_path: str) -> Recipe:

@@ -133,6 +133,11 @@ class Policy:
             )
         return left
 
+    def cohort_told(self) -> Cohort:
+        """For a report. Raises NotNow."""
+        self.check_usable()
+        return self.cohort
+
     def check_offline(self, peer: str) -> None:
         self.check_usable()
         if self.offline_peers is not None and peer not in self.offline_peers:
@@ -159,7 +164,7 @@ def load(path: Path) -> Policy:
         table = tomllib.loads(path.read_text())
     except FileNotFoundError:
         return Policy()
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     top = _Table(path, "the file", table, {"allow", "offline", "hours", "cohort", "expires", *_SOFTWARE_KEYS})
     rules = table.get("allow", [])

@@ -109,6 +109,9 @@ def test_a_full_file(tmp_path):
         ("[proxy]\nno_proxy = [1]", r"proxy\.no_proxy = \[1\] is not allowed: a list of strings"),
         ("name =", "not valid TOML"),
         ("name = " + "[" * 3000, "not valid TOML"),
+        ("name = " + "9" * 5000, "not valid TOML"),
+        ("name = 0x" + "f" * 5000, "digits"),
+        ("[limits]\nmemory_gib = " + "9" * 400, "limits.memory_gib"),
     ],
 )
 def test_errors_name_file_key_and_what_is_allowed(tmp_path, text, message):

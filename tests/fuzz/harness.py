@@ -21,6 +21,7 @@ import psutil
 from hypothesis import strategies as st
 
 HANG = 10.0  # seconds
+ROUND = 1000  # inputs of Hypothesis
 GROWTH = 48.0  # MiB from the first tenth of a run to its end
 
 # Name: the modules whose branches atheris follows, inputs in full by Hypothesis and by atheris.
@@ -156,6 +157,12 @@ def inputs(target: Target) -> st.SearchStrategy[bytes]:
 
 
 def by_hypothesis(target: Target, trying: Callable[[bytes], None], number: int, seed: int) -> None:
+    """In rounds: Hypothesis remembers what a round tried."""
+    for first in range(0, number, ROUND):
+        _round(target, trying, min(ROUND, number - first), seed + first)
+
+
+def _round(target: Target, trying: Callable[[bytes], None], number: int, seed: int) -> None:
     settings = hypothesis.settings(
         max_examples=number,
         database=None,

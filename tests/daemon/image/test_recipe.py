@@ -134,3 +134,10 @@ def test_numbers_that_no_float_holds(number: str) -> None:
     text = load("imagenet-224").to_toml()
     with pytest.raises(RecipeError, match=r"pixels.high is .*, must be a number between"):
         parse(text.replace("high = 1.0", f"high = {number}"))
+
+
+@pytest.mark.parametrize("number", ["9" * 5000, "0x" + "f" * 5000])
+@pytest.mark.parametrize("key", ["high = 1.0", "size = 224", "count = 3", "format = 1"])
+def test_numbers_that_python_does_not_print(number: str, key: str) -> None:
+    with pytest.raises(RecipeError, match="digits"):
+        parse(load("imagenet-224").to_toml().replace(key, f"{key.split()[0]} = {number}"))
