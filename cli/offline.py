@@ -24,13 +24,16 @@ def offline() -> None:
     type=click.Choice(["expanded", "compact"]),
     help="How this side keeps them (data owner; else as [offline] store says).",
 )
+@click.option("--idle", is_flag=True, help="Compute, on both sides, only while nothing else wants the processor.")
 @options.common
-def make(session: output.Session, peer: str, model: str, images: int, estimate: bool, store: str | None) -> None:
+def make(
+    session: output.Session, peer: str, model: str, images: int, estimate: bool, store: str | None, idle: bool
+) -> None:
     """Go on until correlations for IMAGES images are ready. May be stopped and taken up again.
 
     Compact ones take a fifth of the disk or less, and time before they are used.
     """
-    wanted = {"peer": peer, "model": model, "images": images, "store": store}
+    wanted = {"peer": peer, "model": model, "images": images, "store": store, "idle": True if idle else None}
     if not estimate and not session.as_json:
         before = session.call("offline.make", **wanted, estimate_only=True)
         click.echo(cost(before["estimate"]), err=True)

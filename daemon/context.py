@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mpcd.daemon import log
+from mpcd.daemon import idle, log
 from mpcd.daemon.audit.audit import Audit
 from mpcd.daemon.audit.journal import Journal
 from mpcd.daemon.config import Config, Paths
@@ -56,6 +56,7 @@ class Context:
     jobs: Jobs
     kernels: Kernels
     executor: ThreadPoolExecutor
+    idle: ThreadPoolExecutor
     software: str
     threads: int
     meters: Meters = dataclasses.field(default_factory=Meters)
@@ -85,6 +86,7 @@ class Context:
             kernels=Kernels(),
             # A kernel runs in one thread, those of several images side by side; one more for what waits for the disk.
             executor=ThreadPoolExecutor(threads + 1, "kernel"),
+            idle=idle.executor(threads + 1),
             software=software_digest(),
             threads=threads,
         )
@@ -92,6 +94,7 @@ class Context:
     def close(self) -> None:
         self.expansion.close()
         self.executor.shutdown(wait=True, cancel_futures=True)
+        self.idle.shutdown(wait=True, cancel_futures=True)
         self.ledger.close()
         self.records.close()
         self.audit.stopped()

@@ -29,6 +29,7 @@ class Job:
     def __init__(self, peer: str = "", model: str = "") -> None:
         self.peer = peer
         self.model = model
+        self.idle = False  # its kernels give way to everything else on the machine
         self.progress = Progress("")
         self._watchers: set[asyncio.Queue[Progress | None]] = set()
         self._stage_began = time.monotonic()

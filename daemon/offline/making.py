@@ -208,6 +208,7 @@ class Offline:
                     "units": units,
                     "session": session,
                     "extension": extension,
+                    "idle": job.idle,
                 }
                 await context.net.call(peer, "offline.begin", wanted, timeout=OPEN_TIMEOUT)
                 moved = await self._run(
@@ -267,7 +268,7 @@ class Offline:
             work = preprocessing.make_units(
                 channel, model.network, numbers, seeds, writers, progress, extension, seed_sinks
             )
-            await driver.drive(work, connection, context.executor)
+            await driver.drive(work, connection, context.idle if job.idle else context.executor)
             return connection.bytes_sent + connection.bytes_received
         finally:
             await connection.close()
@@ -308,7 +309,15 @@ class Offline:
         await aside(context.ledger.begin, stock, batch, units)
         finished, told = asyncio.Event(), asyncio.Event()
         half = self._serve_batch(
-            peer, model, batch, units, finished, told, None if session is None else session.id, extension
+            peer,
+            model,
+            batch,
+            units,
+            finished,
+            told,
+            None if session is None else session.id,
+            extension,
+            params.get("idle") is True,
         )
         task = asyncio.create_task(half)
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
@@ -325,6 +334,7 @@ class Offline:
         told: asyncio.Event,
         session: str | None,
         extension: Extension,
+        idle: bool,
     ) -> None:
         """Make; once the data owner's side is ready, so is ours. Raises what went wrong, after burning."""
         context = self._context
@@ -334,6 +344,7 @@ class Offline:
         async def half() -> int:
             kept = capacity.store_for(context.config.offline.store, extension)
             with context.jobs.job(peer, model.name) as job:
+                job.idle = idle
 
                 def progress(done: int, of: int) -> None:
                     job.report("offline", 1000 * done // of, 1000, f"{len(units)} units")
@@ -403,7 +414,7 @@ class Offline:
     async def ask(self, peer: str, model: Model, images: int, estimate_only: bool, job: Job) -> dict[str, Any]:
         """Model owner: have the data owner's daemon drive; what its ``make`` returns, the disks as seen from here."""
         call = self._context.net.call
-        wanted = {"model": model.name, "images": images, "estimate_only": estimate_only}
+        wanted = {"model": model.name, "images": images, "estimate_only": estimate_only, "idle": job.idle}
         began = await call(peer, "offline.request", wanted, timeout=OPEN_TIMEOUT)
         request = str(began.get("request"))
         try:
@@ -434,6 +445,7 @@ class Offline:
             raise Refused(f"{MOST_ASKED} requests of {peer} are at work already", "wait for them, or stop them")
         request = os.urandom(16).hex()
         job = Job(peer, name)
+        job.idle = params.get("idle") is True
         task = asyncio.create_task(self._work_for(peer, name, images, bool(params.get("estimate_only")), job))
         task.add_done_callback(lambda task: task.cancelled() or task.exception())
         self._asked[request] = _Asked(peer, job, task, time.monotonic())
