@@ -30,7 +30,7 @@ def bench() -> None:
 
 
 def _common(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The options of every measurement; the command returns its own as words for the worker."""
+    """The options of every measurement; the command returns its own as words for the worker, or None: it is done."""
 
     @click.option("--runs", type=click.IntRange(min=1), help="Measured runs: median, least and most (default 3).")
     @click.option("--pin", metavar="A,B", help="The cores of the model owner's and the data owner's process.")
@@ -52,7 +52,10 @@ def _common(function: Callable[..., Any]) -> Callable[..., Any]:
             key: given.pop(key) for key in ("runs", "pin", "threads", "folder", "link", "party", "listen", "connect")
         }
         saved = None if compare is None else _load(compare)
-        result = _measure([*function(**given), *_words(common)])
+        words = function(**given)
+        if words is None:
+            return
+        result = _measure([*words, *_words(common)])
         if result is None:  # the model owner's end alone: the figures are at the other
             return
         if saved is not None:
@@ -122,19 +125,29 @@ def model(no_check: bool, **options: Any) -> list[str]:
 
 
 @bench.command()
-@click.option("--peer", help="A peer of the daemon's: not available yet.")
+@click.option("--peer", help="To this peer, through the daemon, which must be connected to it.")
+@click.option("--socket", help="The daemon's control socket, with --peer.", metavar="PATH")
 @click.option("--megabytes", type=click.IntRange(min=1), default=256, show_default=True, help="Sent each way, a run.")
 @_common
-def link(peer: str | None, **options: Any) -> list[str]:
+def link(peer: str | None, socket: str | None, **options: Any) -> list[str] | None:
     """TLS throughput each way and both ways at once, and the round trip."""
-    if peer is not None:
-        raise client.ControlError(
-            "not_available",
-            "a peer's link cannot be measured through its daemon yet",
-            "docs/performance.md says how to start one party at each machine",
-            1,
-        )
-    return ["link", *_words(options)]
+    if peer is None:
+        return ["link", *_words(options)]
+    session = output.Session(socket, click.get_current_context().params["as_json"])
+    session.show(session.call("peer.measure", name=peer), _render_link)
+    return None
+
+
+def _render_link(found: dict[str, Any]) -> None:
+    output.facts(
+        [
+            ("to", found["peer"]),
+            ("there", f"{found['sent_bytes_per_second'] * 8 / 1e6:.0f} Mbit/s"),
+            ("back", f"{found['received_bytes_per_second'] * 8 / 1e6:.0f} Mbit/s"),
+            ("round trip", _time(found["round_trip_seconds"])),
+            ("OT extension", found["extension"]),
+        ]
+    )
 
 
 @bench.command("all")

@@ -62,6 +62,7 @@ class Api:
             "peer.add": self._peer_add,
             "peer.list": self._peer_list,
             "peer.remove": self._peer_remove,
+            "peer.measure": self._peer_measure,
             "model.add": self._model_add,
             "model.list": self._model_list,
             "model.show": self._model_show,
@@ -168,6 +169,19 @@ class Api:
         peer = self._peer(self._context.peers.get(name))
         await aside(self._context.peers.remove, name)
         return {"peer": {**peer, "connected": False}}
+
+    async def _peer_measure(self, params: Params, job: Job) -> Result:
+        name = params.text("name")
+        params.end()
+        self._context.peers.get(name)
+        speed, received = await self._offline.link_speed.both_ways(name)
+        return {
+            "peer": name,
+            "sent_bytes_per_second": speed.bytes_per_second,
+            "received_bytes_per_second": received,
+            "round_trip_seconds": speed.round_trip,
+            "extension": await self._offline.link_speed.extension(name),
+        }
 
     async def _unused(self, what: str, uses: Callable[[Session], bool]) -> None:
         using = [s for s in await aside(self._context.records.open) if uses(s)]

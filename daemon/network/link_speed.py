@@ -85,18 +85,31 @@ class LinkSpeed:
             self._measured[peer] = known
         return known[0]
 
+    async def both_ways(self, peer: str) -> tuple[Speed, float]:
+        """Measured anew: towards the peer, and bytes a second from it. Raises LinkError, PeerError."""
+        speed = await self._measure(peer)
+        self._measured[peer] = (speed, time.monotonic())
+        fastest = min([await self._probe(peer, b"", PROBE) for _ in range(PROBES)])
+        return speed, _rate(fastest - speed.round_trip)
+
     async def _measure(self, peer: str) -> Speed:
         round_trip = min([await self._probe(peer, b"") for _ in range(3)])
         # TCP widens its window from call to call, so the fastest one counts.
         fastest = min([await self._probe(peer, bytes(PROBE)) for _ in range(PROBES)])
-        return Speed(PROBE / max(fastest - round_trip, 1e-4), round_trip)
+        return Speed(_rate(fastest - round_trip), round_trip)
 
-    async def _probe(self, peer: str, data: bytes) -> float:
+    async def _probe(self, peer: str, data: bytes, wanted: int = 0) -> float:
         began = time.perf_counter()
-        await self._context.net.call(peer, "link.probe", {"data": data})
+        await self._context.net.call(peer, "link.probe", {"data": data, "wanted": wanted})
         return time.perf_counter() - began
 
     async def _serve_probe(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(params.get("data"), bytes):
+        wanted = params.get("wanted", 0)
+        if not isinstance(params.get("data"), bytes) or type(wanted) is not int or not 0 <= wanted <= PROBE:
             raise ProtocolViolation("link.probe is malformed")
-        return {}
+        return {"data": bytes(wanted)}
+
+
+def _rate(seconds: float) -> float:
+    """Bytes a second of a probe; the clock and the loop are not finer than a tenth of a millisecond."""
+    return PROBE / max(seconds, 1e-4)

@@ -79,6 +79,12 @@ def test_peers(pair: Pair) -> None:
     assert keys(added) == {"peer"}
     assert keys(added["peer"]) == PEER
     assert keys(pair.hospital.ctl("peer", "list")) == {"peers"}
+    measured = pair.hospital.ctl("bench", "link", "--peer", VENDOR)
+    assert keys(measured) == {
+        "peer", "sent_bytes_per_second", "received_bytes_per_second", "round_trip_seconds", "extension"
+    }  # fmt: skip
+    assert min(measured["sent_bytes_per_second"], measured["received_bytes_per_second"]) > 1e6
+    assert 0 < measured["round_trip_seconds"] < 5
 
 
 def test_models(pair: Pair, cohort: Path, tmp_path: Path) -> None:
