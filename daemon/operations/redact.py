@@ -35,11 +35,11 @@ _LATER = (
     (re.compile(r"\b[A-Z][a-z]+ [A-Z][a-z]+\b|\b[A-Z]{2,}, ?[A-Z]{2,}\b"), "<name>"),
     (re.compile(r"\b\d{6,}\b"), "<number>"),
 )
-_HEX = re.compile(r"\b[0-9a-f]{12,}\b")
+_HEX = re.compile(r"\b(?:[0-9a-f]{4} ){3,}[0-9a-f]{4}\b|\b[0-9a-f]{12,}\b")  # as people compare it, or in one
 _OURS = str(Path(mpcd.daemon.__path__[0]).parent)
 
 # Log keys whose texts are ours, from the source.
-_PLAIN = frozenset({"event", "level", "timestamp", "part", "code", "stage", "state", "role", "method", "where", "like"})
+_PLAIN = frozenset({"level", "timestamp", "part", "code", "stage", "state", "role", "method", "where"})
 _NAMING = re.compile(r"name|fingerprint|address|path|file|folder|dataset|uid|patient|finding|host|commitment|digest")
 
 
@@ -65,7 +65,7 @@ class Redactor:
 
     def _number(self, found: re.Match[str]) -> str:
         # By its beginning: the log shows some in full and some cut short.
-        return self._numbers.setdefault(found[0][:12], f"<id-{len(self._numbers) + 1}>")
+        return self._numbers.setdefault(found[0].replace(" ", "")[:12], f"<id-{len(self._numbers) + 1}>")
 
     def value(self, value: Any) -> Any:
         """The same shape; every text in it redacted, keys that are not of our making too."""

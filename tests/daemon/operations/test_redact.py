@@ -34,6 +34,7 @@ def redactor():
         ("DOE^JANE^^^ has no label", "JANE"),
         ("patient 00481516 is unknown", "481516"),
         ("salt 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08", "9f86d081"),
+        ("unknown certificate (7e2c 0574 29d6 ecfa 5833 6465)", "7e2c"),
         ("key QUJDREVGR0hJSktMTU5PUFFSU1RVVldYWVo=", "QUJD"),
         ("file chest1.dcm is not DICOM", "chest1"),
         ("write to jane@hospital.example", "hospital"),
