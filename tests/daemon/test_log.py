@@ -8,7 +8,8 @@ from mpcd.daemon import log
 
 
 @pytest.fixture(autouse=True)
-def restore():
+def restore(monkeypatch):
+    monkeypatch.setattr(log, "_repeats", log.Repeats())
     yield
     structlog.reset_defaults()
 
@@ -79,3 +80,67 @@ def test_a_logger_that_was_asked_for_early_follows_the_configuration(capsys):
     entry = json.loads(capsys.readouterr().err)
     assert (entry["event"], entry["part"]) == ("failed", "early")
     assert "xxx-local" not in entry["exception"]
+
+
+def test_lines_that_repeat_themselves_are_counted_instead(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(log, "_repeats", log.Repeats(lambda: now[0]))
+    log.configure(as_json=True)
+
+    def flood(lines):
+        for number in range(lines):
+            log.get("link").warning("refused", code="unknown_peer", number=number)
+
+    def lines(event):
+        found = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+        return [entry for entry in found if entry["event"] == event]
+
+    flood(log.BURST + 90)
+    log.get("link").warning("refused", code="another")
+    assert len(lines("refused")) == log.BURST + 1
+    log.tell_left_out()
+    assert lines("lines left out") == [], "the window is not over"
+    now[0] += log.WINDOW
+    flood(3)
+    again = lines("refused")
+    assert [entry.get("left_out_before") for entry in again] == [90, None, None]
+    flood(log.BURST)
+    now[0] += log.WINDOW
+    capsys.readouterr()
+    log.tell_left_out()
+    (summary,) = lines("lines left out")
+    assert (summary["like"], summary["lines"]) == ("refused", 3)
+
+
+def test_the_number_of_kinds_that_are_watched_is_bounded(capsys):
+    log.configure(as_json=True)
+    for number in range(2000):
+        log.get("link").warning(f"event {number}")
+    assert len(log._repeats._seen) <= 500
+    assert len(capsys.readouterr().err.splitlines()) == 2000
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_the_last_lines_stay_in_memory(capsys, as_json):
+    log.configure(as_json=as_json)
+    log.get("test").info("kept", seed=b"12345", number=7)
+    try:
+        raise RuntimeError("visible")
+    except RuntimeError:
+        log.get("test").exception("failed")
+    kept, failed = map(json.loads, log.last_lines()[-2:])
+    assert (kept["event"], kept["seed"], kept["number"]) == ("kept", "<not logged>", 7)
+    assert failed["exception"].endswith("RuntimeError: visible")
+    assert "visible" in capsys.readouterr().err
+
+
+def test_a_listener_hears_repeats_too(capsys):
+    log.configure(as_json=True)
+    heard = []
+    stop = log.listen(heard.append)
+    for _ in range(30):
+        log.get("test").warning("again")
+    stop()
+    log.get("test").warning("unheard")
+    assert len(heard) == 30
+    assert heard[0]["level"] == "warning"
