@@ -45,7 +45,8 @@ SESSION = {
 }  # fmt: skip
 STATUS = {
     "version", "protocol_version", "software", "name", "fingerprint", "listen", "state_dir", "started", "threads",
-    "memory_available_bytes", "disk_free_bytes", "key", "kernels", "peers", "units", "sessions", "jobs", "warnings",
+    "memory_available_bytes", "disk_free_bytes", "key", "kernels", "peers", "units", "sessions", "jobs", "health",
+    "warnings",
 }  # fmt: skip
 REPORT = {
     "format", "confidence", "method", "session", "images", "findings", "exactness", "largest_logit_difference",
@@ -178,6 +179,15 @@ def test_report(pair: Pair, done: dict, cohort: Path) -> None:
     assert keys(report["report"]) == REPORT
     assert keys(report["report"]["findings"][0]) == FINDING
     assert keys(report["report"]["digests"]) == {"recipe", "network", "software", "peer_software"}
+
+
+def test_doctor_and_bundle(pair: Pair, tmp_path: Path) -> None:
+    answer = pair.vendor.ctl("doctor")
+    assert keys(answer) == {"checks", "worst"}
+    assert {frozenset(check) for check in answer["checks"]} == {frozenset({"name", "level", "text", "hint"})}
+    bundle = pair.vendor.ctl("support-bundle", "--out", tmp_path / "bundle.tar.gz")
+    assert keys(bundle) == {"file", "contents"}
+    assert keys(pair.vendor.ctl("completion", "bash")) == {"script"}
 
 
 def test_errors(pair: Pair) -> None:
