@@ -14,6 +14,8 @@ end rotation.json goes first, then the old key: what is left without rotation.js
 A service manager may keep the key instead (systemd's LoadCredential=identity.pem:...): it is then read from
 $CREDENTIALS_DIRECTORY, whose access rights are the service manager's business, and is not on the state folder's disk.
 
+identity-former.json keeps the fingerprints of all former keys, for records of then (an approval names both parties).
+
 CA mode: the site's PKI makes and renews key and certificate; the files are read again when they change.
 """
 
@@ -37,6 +39,7 @@ from mpcd.daemon.network.identity import FILE_NAME, Identity, IdentityError, Inv
 
 PREVIOUS_FILE = "identity-previous.pem"
 ROTATION_FILE = "rotation.json"
+FORMER_FILE = "identity-former.json"
 FORMAT = 1
 KEEP_DAYS = 30
 DAY = 86400.0
@@ -62,6 +65,7 @@ class Keys:
         self.current = current
         self.previous: Identity | None = None
         self.rotation: Rotation | None = None
+        self.former: tuple[str, ...] = ()  # fingerprints
         self.ca_file = Path(tls.ca_file) if tls and tls.ca_file else None
         self._lock = threading.RLock()  # changes are made in threads: they wait for the disk
         self._state = state
@@ -156,11 +160,13 @@ class Keys:
             old, now = self.current, time.time()
             pem = generate(name)
             new = Identity.of_pem(old.file, pem)
+            former = tuple(dict.fromkeys((*self.former, old.fingerprint)))
+            write_private(self._state / FORMER_FILE, (json.dumps(former) + "\n").encode())
             write_private(self._state / PREVIOUS_FILE, old.file.read_bytes())
             begun = Rotation(old.fingerprint, new.fingerprint, now, now + keep, tuple(peers))
             self._store(begun)
             write_private(old.file, pem)
-            self.current = new
+            self.current, self.former = new, former
             self.previous = dataclasses.replace(old, file=self._state / PREVIOUS_FILE)
             self.rotation = begun
             _log.info("a new key", fingerprint=grouped(new.fingerprint), previous=grouped(old.fingerprint))
@@ -210,9 +216,10 @@ class Keys:
     def _take_up(self) -> None:
         """After a start: go on with a rotation that was committed, sweep one that was not."""
         assert self._state is not None
-        for name in (FILE_NAME, PREVIOUS_FILE, ROTATION_FILE):
+        for name in (FILE_NAME, FORMER_FILE, PREVIOUS_FILE, ROTATION_FILE):
             for scratch in self._state.glob(f".{name}.*"):  # half written by a daemon that was killed
                 scratch.unlink()
+        self.former = self._load_former()
         found = self._load()
         if found is None or found.current != self.current.fingerprint:
             self.finish()
@@ -221,6 +228,16 @@ class Keys:
         if previous.fingerprint != found.previous:
             raise IdentityError(f"{previous.file} does not hold the key that {ROTATION_FILE} names", _MEND)
         self.previous, self.rotation = previous, found
+
+    def _load_former(self) -> tuple[str, ...]:
+        assert self._state is not None
+        try:
+            found = json.loads((self._state / FORMER_FILE).read_bytes())
+            return tuple(str(one) for one in found if one != self.fingerprint)
+        except FileNotFoundError:
+            return ()
+        except (OSError, ValueError, TypeError) as error:
+            raise IdentityError(f"{self._state / FORMER_FILE} cannot be used: {error}", "remove it") from error
 
     def _load(self) -> Rotation | None:
         assert self._state is not None

@@ -29,6 +29,7 @@ class Peer:
 
     It is known by its pinned ``certificate``; or, where that is empty, by ``ca_name`` in a certificate of an authority.
     ``id``: 64 hexadecimal digits that stay when its key changes; units, and what else is kept of a peer, name it so.
+    ``former``: fingerprints that it had before it announced the present one, for records of then; they open nothing.
     """
 
     name: str
@@ -37,6 +38,7 @@ class Peer:
     added: str
     id: str
     ca_name: str = ""
+    former: tuple[str, ...] = ()
 
     @property
     def fingerprint(self) -> str:
@@ -105,17 +107,18 @@ class Peers:
             old = self._peers.get(name)
             if old is not None:
                 _check_same(old, peer)
-                peer = dataclasses.replace(peer, added=old.added, id=old.id)
+                peer = dataclasses.replace(peer, added=old.added, id=old.id, former=old.former)
             same = self.find(peer.fingerprint) if peer.certificate else self._named(peer.ca_name)
             if same is not None and same.name != name:
                 raise Conflict(
                     f"this certificate is already known as {same.name!r}",
                     f"to rename it, run `mpcctl peer remove {same.name}` first",
                 )
-            former = next((other for other in self._peers.values() if other.id == peer.id and other.name != name), None)
-            if former is not None:
+            others = [other for other in self._peers.values() if other.name != name]
+            before = next((other for other in others if peer.fingerprint in other.former), None)
+            if before is not None:
                 raise Conflict(
-                    f"this is an old invite of {former.name!r}, whose key has changed since", "ask for the new invite"
+                    f"this is an old invite of {before.name!r}, whose key has changed since", "ask for the new invite"
                 )
             self._store({**self._peers, name: peer})
         return peer
@@ -128,7 +131,7 @@ class Peers:
             same = self.find(new)
             if new == self.own_fingerprint or (same is not None and same.name != name):
                 raise Conflict("the announced certificate belongs to somebody else")
-            peer = dataclasses.replace(peer, certificate=certificate)
+            peer = dataclasses.replace(peer, certificate=certificate, former=(*peer.former, peer.fingerprint))
             self._store({**self._peers, name: peer})
         return peer
 
@@ -157,6 +160,7 @@ class Peers:
                 "added": peer.added,
                 "id": peer.id,
                 "ca_name": peer.ca_name,
+                "former": list(peer.former),
             }
             for peer in peers.values()
         ]
@@ -184,7 +188,7 @@ class Peers:
                 id, ca_name = str(entry.get("id", entry["fingerprint"])), str(entry.get("ca_name", ""))
                 if certificate:
                     check_certificate(certificate)
-                peer = Peer(name, address, certificate, added, id, ca_name)
+                peer = Peer(name, address, certificate, added, id, ca_name, tuple(map(str, entry.get("former", ()))))
                 if not NAME.fullmatch(name) or peer.fingerprint != entry["fingerprint"] or not (certificate or ca_name):
                     raise ValueError(f"entry {name!r} contradicts itself")
                 if address:

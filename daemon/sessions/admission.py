@@ -67,13 +67,17 @@ class Admission:
         return Binding(peer, own, session.peer_software, software)
 
     def check_told(self, session: Session, told: Binding) -> None:
-        """Data owner: raise Mismatch unless the model owner's approval names both of us as we know us."""
+        """Data owner: raise Mismatch unless the model owner's approval names both of us as we know us.
+
+        Or knew us: either may have announced a new key since.
+        """
         ours = self.bind(session)
+        former = {*self._context.identity.former, *self._context.peers.get(session.peer).former}
         for what, mine, theirs in (
             ("data owner bound by the approval", ours.data_owner, told.data_owner),
             ("model owner bound by the approval", ours.model_owner, told.model_owner),
         ):
-            if mine != theirs and not mine.startswith("ca:") and not theirs.startswith("ca:"):
+            if mine != theirs and theirs not in former and not mine.startswith("ca:") and not theirs.startswith("ca:"):
                 raise Mismatch.of(what, mine, theirs)
 
     def _check_software(self, session: Session, policy: Policy) -> None:

@@ -1,7 +1,7 @@
 import itertools
 import json
-import subprocess
-import sys
+import os
+import signal
 import time
 
 import pytest
@@ -10,54 +10,61 @@ from mpcd.daemon.errors import Conflict
 from mpcd.daemon.network import keys as keys_module
 from mpcd.daemon.network import rotation
 from mpcd.daemon.network.identity import Identity, IdentityError
-from mpcd.daemon.network.keys import PREVIOUS_FILE, ROTATION_FILE, Keys
-
-# Does it, and dies by SIGKILL right before or right after the n-th system call that changes the disk.
-KILLED = """
-import os, pathlib, signal, sys
-from mpcd.daemon.network import keys
-
-state, at, when, what = pathlib.Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-opened = keys.Keys.open(state, "vendor")
-calls = 0
-
-def dying(real):
-    def call(*args, **kwargs):
-        global calls
-        calls += 1
-        mine = calls
-        if mine == at and when == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
-        try:
-            return real(*args, **kwargs)
-        finally:
-            if mine == at and when == "after":
-                os.kill(os.getpid(), signal.SIGKILL)
-    return call
-
-for name in ("open", "replace", "fsync", "unlink"):
-    setattr(os, name, dying(getattr(os, name)))
-if what == "rotate":
-    opened.rotate("vendor", ["p" * 64])
-else:
-    opened.finish()
-"""
+from mpcd.daemon.network.keys import FORMER_FILE, PREVIOUS_FILE, ROTATION_FILE, Keys
 
 
-def killed(state, what):
-    """Kills it at one step after the other, yielding where, until it gets through."""
+def killed(state, act):
+    """Acts in processes of their own that are killed at one change of the disk after the other, until one gets through.
+
+    Yields each time, for a look at what is left.
+    """
     for step in itertools.count(1):
         for when in ("before", "after"):
-            done = subprocess.run([sys.executable, "-c", KILLED, state, str(step), when, what], check=False)
-            if done.returncode == 0:
+            child = os.fork()
+            if not child:
+                _act_and_die(state, act, step, when)
+            _, status = os.waitpid(child, 0)
+            if status == 0:
                 return
-            assert done.returncode == -9
-            yield f"{when} {step}"
+            assert os.WTERMSIG(status) == signal.SIGKILL
+            yield
+
+
+def _act_and_die(state, act, at, when):
+    """By SIGKILL right before or right after the system call of this number."""
+    calls = itertools.count(1)
+
+    def dying(real):
+        def call(*args, **kwargs):
+            mine = next(calls)
+            if (mine, when) == (at, "before"):
+                os.kill(os.getpid(), signal.SIGKILL)
+            try:
+                return real(*args, **kwargs)
+            finally:
+                if (mine, when) == (at, "after"):
+                    os.kill(os.getpid(), signal.SIGKILL)
+
+        return call
+
+    status = 1
+    try:
+        opened = Keys.open(state, "vendor")
+        for name in ("open", "replace", "fsync", "unlink"):
+            setattr(os, name, dying(getattr(os, name)))
+        act(opened)
+        status = 0
+    finally:
+        os._exit(status)
 
 
 @pytest.fixture
 def opened(tmp_path):
     return Keys.open(tmp_path, "vendor")
+
+
+def left(tmp_path):
+    return {path.name for path in tmp_path.iterdir()} - {FORMER_FILE}
 
 
 def reopened(tmp_path):
@@ -69,8 +76,11 @@ def test_a_new_key_with_nobody_to_tell_leaves_nothing_of_the_old_one(opened, tmp
     opened.rotate("vendor", [])
     assert opened.fingerprint != old
     assert opened.rotation is opened.previous is None
-    assert {path.name for path in tmp_path.iterdir()} == {"identity.pem"}
-    assert reopened(tmp_path).fingerprint == opened.fingerprint
+    assert left(tmp_path) == {"identity.pem"}
+    again = reopened(tmp_path)
+    assert (again.fingerprint, again.former) == (opened.fingerprint, (old,))
+    again.rotate("vendor", [])
+    assert reopened(tmp_path).former == again.former == (old, opened.fingerprint)
 
 
 def test_the_old_key_stays_until_everybody_has_heard(opened, tmp_path):
@@ -88,7 +98,7 @@ def test_the_old_key_stays_until_everybody_has_heard(opened, tmp_path):
     assert reopened(tmp_path).rotation.pending == ("b",)
     again.acknowledge("b")
     assert [i.fingerprint for i in again.to_show("a")] == [opened.fingerprint]
-    assert {path.name for path in tmp_path.iterdir()} == {"identity.pem"}
+    assert left(tmp_path) == {"identity.pem"}
 
 
 def test_a_second_rotation_waits_for_the_first(opened):
@@ -108,19 +118,19 @@ def test_the_old_key_goes_when_its_time_is_over_or_its_peers_are_removed(opened,
     monkeypatch.setattr(keys_module.time, "time", lambda: now + 101)
     opened.tidy(["b"])
     assert opened.rotation is None
-    assert {path.name for path in tmp_path.iterdir()} == {"identity.pem"}
+    assert left(tmp_path) == {"identity.pem"}
 
 
 def test_killed_at_any_step_of_a_rotation(tmp_path):
     """Either the old identity counts and nothing is left of the new one, or the new one does and can be announced."""
     old = Identity.load_or_create(tmp_path, "vendor").fingerprint
     seen = {"old": 0, "new": 0}
-    for _ in killed(tmp_path, "rotate"):
+    for _ in killed(tmp_path, lambda keys: keys.rotate("vendor", ["p" * 64])):
         found = reopened(tmp_path)
         if found.fingerprint == old:
             seen["old"] += 1
             assert found.rotation is found.previous is None
-            assert {path.name for path in tmp_path.iterdir()} == {"identity.pem"}
+            assert left(tmp_path) == {"identity.pem"}
         else:
             seen["new"] += 1
             assert found.previous.fingerprint == old
@@ -137,12 +147,12 @@ def test_killed_while_the_old_key_is_given_up(tmp_path):
     opened = Keys.open(tmp_path, "vendor")
     opened.rotate("vendor", ["a"])
     steps = 0
-    for _ in killed(tmp_path, "finish"):
+    for _ in killed(tmp_path, Keys.finish):
         steps += 1
         found = reopened(tmp_path)
         assert found.fingerprint == opened.fingerprint
         if found.previous is None:
-            assert {path.name for path in tmp_path.iterdir()} == {"identity.pem"}
+            assert left(tmp_path) == {"identity.pem"}
             found.rotate("vendor", ["a"])
             opened = found
     assert steps == 4
