@@ -26,20 +26,20 @@ GROWTH = 48.0  # MiB from the first tenth of a run to its end
 
 # Name: the modules whose branches atheris follows, inputs in full by Hypothesis and by atheris.
 TARGETS: dict[str, tuple[tuple[str, ...], int, int]] = {
-    "frames": (("mpcd.daemon.network.transport",), 10_000, 120_000),
-    "messages": (("mpcd.protocol.wire",), 8_000, 200_000),
-    "greetings": (("mpcd.daemon.network.greeting",), 10_000, 120_000),
-    "calls": (("mpcd.daemon.network.rpc",), 6_000, 80_000),
+    "frames": (("mpcd.daemon.network.transport",), 4_000, 40_000),
+    "messages": (("mpcd.protocol.wire",), 4_000, 350_000),
+    "greetings": (("mpcd.daemon.network.greeting",), 5_000, 250_000),
+    "calls": (("mpcd.daemon.network.rpc",), 4_000, 80_000),
     "handlers": ((), 10_000, 0),
-    "control": (("mpcd.daemon.control.server",), 6_000, 60_000),
-    "recipes": (("mpcd.daemon.image.recipe", "tomllib"), 10_000, 80_000),
-    "labels": (("mpcd.daemon.image.labels",), 10_000, 80_000),
-    "settings": (("mpcd.daemon.config", "mpcd.daemon.sessions.policy"), 10_000, 40_000),
-    "invites": (("mpcd.daemon.network.identity",), 10_000, 80_000),
-    "networks": (("mpcd.protocol.network",), 6_000, 60_000),
+    "control": (("mpcd.daemon.control.server",), 4_000, 60_000),
+    "recipes": (("mpcd.daemon.image.recipe", "tomllib"), 8_000, 50_000),
+    "labels": (("mpcd.daemon.image.labels",), 6_000, 30_000),
+    "settings": (("mpcd.daemon.config", "mpcd.daemon.sessions.policy"), 6_000, 15_000),
+    "invites": (("mpcd.daemon.network.identity",), 6_000, 150_000),
+    "networks": (("mpcd.protocol.network",), 4_000, 60_000),
     "numbers": (("mpcd.daemon.model.artifact",), 5_000, 20_000),
-    "weights": (("mpcd.daemon.model.load",), 2_000, 6_000),
-    "dicoms": (("mpcd.daemon.image.dicom", "pydicom"), 5_000, 30_000),
+    "weights": (("mpcd.daemon.model.load",), 1_500, 4_000),
+    "dicoms": (("mpcd.daemon.image.dicom", "pydicom"), 4_000, 15_000),
 }
 
 
