@@ -23,6 +23,7 @@ class MpcdError(Exception):
     code = "error"
     exit_status = 1
     shared = False  # whether message and hint, of whatever instance, hold nothing that is not the peer's business
+    private = False  # whether the message may name files or patients: people see it, a log gets the docstring
 
     def __init__(self, message: str = "", hint: str = "", peer_text: str = "") -> None:
         """``peer_text``: what the peer is told instead of the class's docstring."""
@@ -54,6 +55,13 @@ def for_peer(error: BaseException) -> dict[str, Any]:
     if not isinstance(error, MpcdError):
         error = InternalError(peer_text="the other side's daemon met a bug; its log has more")
     return error.for_peer()
+
+
+def for_log(error: BaseException) -> str:
+    """What a log may hold of any failure here."""
+    if isinstance(error, MpcdError) and error.private:
+        return f"{_docstring(error)} ({error.code})"
+    return str(error) or type(error).__name__
 
 
 def _docstring(error: MpcdError) -> str:

@@ -18,6 +18,8 @@ from typing import Any
 
 import structlog
 
+from mpcd.daemon.errors import for_log
+
 SECRET = (
     "secret", "private", "password", "seed", "share", "weight", "threshold", "mask", "pad", "label", "score", "pixel",
     "image_data", "invite",
@@ -59,7 +61,7 @@ def _harmless(value: Any) -> Any:
     if isinstance(value, str) and len(value) > _MAX_TEXT:
         return value[:_MAX_TEXT] + "..."
     if isinstance(value, BaseException):
-        return str(value)
+        return for_log(value)
     return value
 
 

@@ -37,6 +37,7 @@ class DatasetError(BadInput):
     """The data set cannot be used."""
 
     code = "dataset"
+    private = True
 
 
 class ImageChanged(DatasetError):

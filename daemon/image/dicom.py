@@ -64,6 +64,7 @@ class DicomError(BadInput):
     """The file cannot be used as an image. ``path`` names it, ``reason`` is a stable word to count by."""
 
     code = "dicom"
+    private = True
     reason = "unusable"
 
     def __init__(self, path: str, detail: str) -> None:

@@ -42,6 +42,7 @@ class LabelError(BadInput):
     """The labels cannot be used."""
 
     code = "labels"
+    private = True
 
 
 @dataclasses.dataclass(frozen=True)

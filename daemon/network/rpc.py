@@ -181,7 +181,7 @@ class Link:
             reply = [RESULT, number, await handler(self.peer, params)]
         except MpcdError as error:
             if not error.shared:
-                self._log.warning("a call failed", method=method[:80], code=error.code, reason=str(error))
+                self._log.warning("a call failed", method=method[:80], code=error.code, reason=error)
             reply = [ERROR, number, error.for_peer()]
         except Exception as error:
             self._log.exception("a call failed", method=method[:80])

@@ -266,7 +266,7 @@ class Offline:
             channel = Channel(party, batch)
             seed_sinks = writers if kept == "compact" else None
             work = preprocessing.make_units(
-                channel, model.network, numbers, seeds, writers, progress, extension, seed_sinks
+                channel, model.network, numbers, seeds, writers, driver.in_loop(progress), extension, seed_sinks
             )
             await driver.drive(work, connection, context.idle if job.idle else context.executor)
             return connection.bytes_sent + connection.bytes_received
@@ -282,7 +282,7 @@ class Offline:
             burnt = self._context.ledger.burn(units, reason)
             self._context.store.remove(burnt)
 
-        _log.warning("batch burnt", units=len(units), reason=reason)
+        _log.warning("batch burnt", units=len(units), reason=error)
         await aside(give_up)
 
     # Model owner

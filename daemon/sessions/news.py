@@ -51,7 +51,7 @@ class News:
         with contextlib.suppress(Conflict):
             await aside(self._context.records.set_told, id, error.for_peer()["message"])
             session = await aside(self._context.records.move, id, "failed", str(error))
-            _log.error("session failed", session=id, reason=str(error))
+            _log.error("session failed", session=id, reason=error)
             await self._live.end(session)
             self.tell(session.peer, [session])
 

@@ -121,7 +121,7 @@ class Running:
                 if session.over:
                     return
                 in_words = str(obstacle) or type(obstacle).__name__
-                _log.warning("session interrupted", session=id, reason=in_words, done=session.done)
+                _log.warning("session interrupted", session=id, reason=obstacle, done=session.done)
                 obstacles += 1
                 no_room = getattr(obstacle, "code", "") == NotEnough.code
                 if context.net.connected(session.peer) and not no_room:

@@ -248,7 +248,7 @@ class Serving:
             del self.flying[unit_job]
             if not task.cancelled() and (error := task.exception()) is not None:
                 known = isinstance(error, MpcdError)
-                _log.warning("image failed", session=session.id, reason=str(error), exc_info=None if known else error)
+                _log.warning("image failed", session=session.id, reason=error, exc_info=None if known else error)
 
         task.add_done_callback(gone)
         await asyncio.wait([task, spent], return_when=asyncio.FIRST_COMPLETED)

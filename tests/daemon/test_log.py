@@ -5,6 +5,8 @@ import pytest
 import structlog
 
 from mpcd.daemon import log
+from mpcd.daemon.image.dataset import ImageChanged
+from mpcd.daemon.image.dicom import NotDicom
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,16 @@ def test_tracebacks_do_not_show_local_variables(capsys, as_json):
     err = capsys.readouterr().err
     assert "RuntimeError: visible" in err.replace("\\n", "\n")
     assert '"the-secret-value"' not in err.replace('hidden = "the-secret-value"', "")
+
+
+def test_of_some_errors_only_the_kind(capsys):
+    log.configure(as_json=True)
+    for error in (ImageChanged("/ward/doe-john.dcm: has changed"), NotDicom("doe-john.dcm", "UID 1.2.3")):
+        log.get("test").warning("failed", reason=error)
+    err = capsys.readouterr().err
+    assert "doe-john" not in err
+    assert "An image is no longer the one that was added. (image_changed)" in err
+    assert "The file has no DICOM header. (dicom)" in err
 
 
 def test_levels(capsys):
