@@ -41,6 +41,7 @@ class Dialler:
 
         Raises MpcdError in words for the operator.
         """
+        self._keys.refresh()
         self._check_own()
         first, *others = self._keys.to_show(peer.id)
         try:

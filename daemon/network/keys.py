@@ -66,6 +66,7 @@ class Keys:
         self.previous: Identity | None = None
         self.rotation: Rotation | None = None
         self.former: tuple[str, ...] = ()  # fingerprints
+        self.changes = 0  # so often, what is shown changed
         self.ca_file = Path(tls.ca_file) if tls and tls.ca_file else None
         self._lock = threading.RLock()  # changes are made in threads: they wait for the disk
         self._state = state
@@ -118,13 +119,13 @@ class Keys:
         pair = (self.previous, self.current)
         return pair if peer in self.rotation.pending else pair[::-1]
 
-    def refresh(self) -> bool:
-        """CA mode: read the files again if they changed. True if there is another certificate now."""
+    def refresh(self) -> None:
+        """CA mode: read the files again if they changed."""
         if not self.by_authority or self._tls is None:
-            return False
+            return
         stamp = authority.stamp(self._tls)
         if stamp == self._read:
-            return False
+            return
         self._read = stamp
         try:
             if self.ca_file is not None:
@@ -132,9 +133,9 @@ class Keys:
             self.current = authority.load(self._tls)
         except BadInput as error:
             _log.error("the new certificate is not used, the old one stays", reason=str(error), hint=error.hint)
-            return False
+            return
+        self.changes += 1
         _log.info("a new certificate", fingerprint=self.fingerprint)
-        return True
 
     # Rotation.
 
@@ -167,6 +168,7 @@ class Keys:
             self._store(begun)
             write_private(old.file, pem)
             self.current, self.former = new, former
+            self.changes += 1
             self.previous = dataclasses.replace(old, file=self._state / PREVIOUS_FILE)
             self.rotation = begun
             _log.info("a new key", fingerprint=grouped(new.fingerprint), previous=grouped(old.fingerprint))
@@ -212,6 +214,7 @@ class Keys:
             if self.rotation is not None:
                 _log.info("the old key is gone", fingerprint=grouped(self.rotation.previous))
             self.rotation = self.previous = None
+            self.changes += 1
 
     def _take_up(self) -> None:
         """After a start: go on with a rotation that was committed, sweep one that was not."""

@@ -166,6 +166,7 @@ class PeerNetwork:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._server: asyncio.Server | None = None
         self._server_context: ssl.SSLContext | None = None
+        self._context_of = 0  # the keys' count of changes when it was made
         self._doorway = Doorway(config.limits)
         self._strangers: deque[Stranger] = deque(maxlen=STRANGERS)
         self._stranger_logged: dict[str, float] = {}
@@ -499,7 +500,6 @@ class PeerNetwork:
 
     def _follow_key(self) -> None:
         self._peers.own_fingerprint = self.keys.fingerprint
-        self._server_context = None
 
     async def _announce(self, state: _PeerState, link: Link) -> None:
         stale = link.connection.shown_fingerprint != self.keys.fingerprint
@@ -524,7 +524,9 @@ class PeerNetwork:
     # Accepting.
 
     def _accept(self) -> asyncio.BaseProtocol:
-        if self.keys.refresh() or self._server_context is None:
+        self.keys.refresh()
+        if self._server_context is None or self._context_of != self.keys.changes:
+            self._context_of = self.keys.changes
             peers = self._peers.list()
             trusted = [peer.certificate for peer in peers if peer.certificate]
             vouched = any(peer.known_by == CA for peer in peers)

@@ -4,7 +4,7 @@ import pytest
 
 from mpcd.daemon.errors import BadInput, CertificateChanged, Conflict, InviteError, NotFound
 from mpcd.daemon.files import CannotWrite, write_private
-from mpcd.daemon.network.identity import Identity
+from mpcd.daemon.network.identity import Identity, Invite
 from mpcd.daemon.network.peers import Peers, PeersError
 
 
@@ -120,3 +120,47 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
     with pytest.raises(CannotWrite, match="nowhere"):
         write_private(tmp_path / "nowhere" / "f", b"new")
     assert [f.name for f in tmp_path.iterdir()] == ["f"]
+
+
+def test_a_store_of_the_first_format_is_read_and_kept(tmp_path):
+    """Before peers had ids: the fingerprint was it, and units are kept by it."""
+    store = Peers(tmp_path / "peers.json")
+    peer = store.add(identity(tmp_path, "vendor").invite("vendor", "vendor.example:7443"))
+    table = json.loads((tmp_path / "peers.json").read_text())
+    table["format"] = 1
+    for entry in table["peers"]:
+        del entry["id"], entry["ca_name"], entry["former"]
+    (tmp_path / "peers.json").write_text(json.dumps(table))
+    again = Peers(tmp_path / "peers.json").get("vendor")
+    assert again == peer
+    assert again.id == again.fingerprint
+
+
+def test_a_changed_key_keeps_the_peer(store, tmp_path):
+    old, new = identity(tmp_path, "old"), identity(tmp_path, "new")
+    before = store.add(old.invite("vendor", "vendor.example:7443"))
+    after = store.change_key("vendor", new.certificate)
+    assert (after.id, after.added, after.address) == (before.id, before.added, before.address)
+    assert (after.fingerprint, after.former) == (new.fingerprint, (old.fingerprint,))
+    assert Peers(tmp_path / "peers.json").get("vendor") == after
+    assert store.find(old.fingerprint) is None
+    with pytest.raises(CertificateChanged):
+        store.add(old.invite("vendor"))
+    assert store.add(new.invite("vendor"), address="else.example").id == before.id
+    other = store.add(identity(tmp_path, "other").invite("other"))
+    with pytest.raises(Conflict, match="belongs to somebody else"):
+        store.change_key("vendor", other.certificate)
+
+
+def test_a_peer_known_by_a_name(store, tmp_path):
+    named = Invite("vendor", "", b"", "Vendor.Example")
+    peer = store.add(str(named))
+    assert (peer.known_by, peer.ca_name, peer.fingerprint) == ("ca", "vendor.example", "")
+    assert Peers(tmp_path / "peers.json").get("vendor") == peer
+    assert store.find("") is None
+    with pytest.raises(Conflict, match="already known as 'vendor'"):
+        store.add(named, name="again")
+    with pytest.raises(CertificateChanged, match=r"known by the name 'vendor\.example' and an authority"):
+        store.add(identity(tmp_path, "pinned").invite("vendor"))
+    store.remove("vendor")
+    assert store.add(named).id == peer.id, "its units are its own again"
