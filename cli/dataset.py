@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from mpcd.cli import options, output
+from mpcd.cli.commitment import write_opening
 
 EXISTING = click.Path(exists=True, path_type=Path)
 
@@ -69,6 +70,15 @@ def show(session: output.Session, name: str) -> None:
 def remove(session: output.Session, name: str) -> None:
     """Forget a data set. Its files are not touched."""
     session.show(session.call("dataset.remove", name=name), lambda r: click.echo(f"removed {r['dataset']['name']}"))
+
+
+@dataset.command("open")
+@click.argument("name")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new file.")
+@options.common
+def open_commitment(session: output.Session, name: str, out: Path) -> None:
+    """Write what opens a data set's commitment, for an auditor: salt, UIDs, digests, labels. Never sent to a peer."""
+    write_opening(session, "dataset.open", name, out)
 
 
 def _render(shown: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from mpcd.cli import (
     audit,
     bench,
     client,
+    commitment,
     completion,
     dataset,
     doctor,
@@ -50,6 +51,7 @@ mpcctl.add_command(session.session)
 mpcctl.add_command(session.approve)
 mpcctl.add_command(session.deny)
 mpcctl.add_command(report.report)
+mpcctl.add_command(commitment.commitment)
 mpcctl.add_command(audit.audit)
 mpcctl.add_command(bench.bench)
 mpcctl.add_command(completion.completion)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from mpcd.cli import options, output
+from mpcd.cli.commitment import write_opening
 
 EXISTING = click.Path(exists=True, path_type=Path)
 
@@ -117,6 +118,15 @@ def evaluate(session: output.Session, name: str, dataset_path: Path, labels: Pat
 def remove(session: output.Session, name: str) -> None:
     """Forget a model and the correlations made for it."""
     session.show(session.call("model.remove", name=name), lambda r: click.echo(f"removed {r['model']['name']}"))
+
+
+@model.command("open")
+@click.argument("name")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="A new file.")
+@options.common
+def open_commitment(session: output.Session, name: str, out: Path) -> None:
+    """Write what opens a model's commitment, for an auditor: salt, and digests of the parts. Never sent to a peer."""
+    write_opening(session, "model.open", name, out)
 
 
 def _render_model(shown: dict[str, Any], report: dict[str, Any] | None, estimate: dict[str, Any] | None) -> None:

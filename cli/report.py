@@ -33,7 +33,14 @@ def _render(report: dict[str, Any]) -> None:
     click.echo(f"model {run['model']} of {run['peer']} on data set {run['dataset']}: {report['images']} images")
     output.table(
         ("finding", "n", "positive", "AUROC", "95 % interval"),
-        [(f["finding"], f["n"], f["positives"], _number(f["auroc"]), _interval(f)) for f in report["findings"]],
+        [
+            (
+                f["finding"],
+                *(("-", "-", "-") if f["withheld"] else (f["n"], f["positives"], _number(f["auroc"]))),
+                _interval(f),
+            )
+            for f in report["findings"]
+        ],
     )
     if any(f["clear"] for f in report["findings"]):
         _render_clear(report)

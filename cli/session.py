@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from typing import Any
 
@@ -22,6 +23,9 @@ def session() -> None:
 @click.option("--dataset", required=True, help="Our data set.")
 @click.option("--images", type=click.IntRange(min=1), help="How many; default: all.")
 @click.option("--reveal", type=click.Choice(["scores"]), default="scores", show_default=True)
+@click.option(
+    "--expires", metavar="TIME", help="When it is over, done or not: 12h, 7d, 2w. Default: the policy's, or 30d."
+)
 @click.option("--estimate", is_flag=True, help="Only say what it would cost.")
 @click.option("--detach", is_flag=True, help="Do not watch; the daemon goes on by itself either way.")
 @options.common
@@ -32,6 +36,7 @@ def start(
     dataset: str,
     images: int | None,
     reveal: str,
+    expires: str | None,
     estimate: bool,
     detach: bool,
 ) -> None:
@@ -43,6 +48,7 @@ def start(
         dataset=dataset,
         images=images,
         reveal=reveal,
+        expires_seconds=None if expires is None else _seconds(expires),
         estimate_only=True if estimate else None,
     )
     if estimate:
@@ -108,10 +114,17 @@ def cancel(call: output.Session, id: str) -> None:
 
 @click.command()
 @click.argument("id")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--approval", metavar="DIGEST", help="Only if this is what it binds, as `session show` said.")
 @options.common
-def approve(call: output.Session, id: str) -> None:
-    """Allow exactly this session (see `mpcctl session show ID` for what it is)."""
-    call.show(call.call("session.approve", session=id), _render)
+def approve(call: output.Session, id: str, yes: bool, approval: str | None) -> None:
+    """Allow exactly this session. On a terminal it shows what that binds, and asks."""
+    if not (yes or approval or call.as_json) and sys.stdin.isatty():
+        shown = call.call("session.show", session=id)
+        _render(shown)
+        click.confirm("\nApprove exactly this?", abort=True)
+        approval = (shown["session"]["approval"] or {}).get("digest")
+    call.show(call.call("session.approve", session=id, approval=approval), _render)
 
 
 @click.command()
@@ -141,19 +154,39 @@ def _render(result: dict[str, Any]) -> None:
             ("model", s["model"]),
             ("data set", s["dataset"]),
             ("images", f"{s['done']} of {s['images']} done, {s['attempts']} units spent"),
-            ("reveals", f"{s['reveal']}, to the data owner"),
+            ("reveals", f"{s['reveal']}, to the data owner; the model owner learns no score"),
+            ("expires", output.moment(s["expires"])),
             ("model commitment", s["model_commitment"]),
             ("data commitment", s["dataset_commitment"]),
             ("network digest", s["network_digest"]),
             ("recipe digest", s["recipe_digest"]),
             ("software", f"{s['software'][:16]} here, {s['peer_software'][:16]} there"),
             ("approved by", s["approved_by"]),
+            *_bound(s["approval"]),
             ("offline", _phase(s["offline"])),
             ("online", _phase(s["online"])),
         ]
     )
     if s["state"] == "done" and s["role"] == "data-owner":
         click.echo(f"\nmpcctl report {s['id'][:12]} shows the result")
+
+
+def _bound(approval: dict[str, Any] | None) -> list[tuple[str, str]]:
+    """Parties and software; the terms are shown already."""
+    if approval is None:
+        return []
+    return [
+        ("approval binds", f"{approval['digest']}, which is all of the above and:"),
+        ("  data owner", f"{approval['data_owner']}, software {approval['data_owner_software'][:16]}"),
+        ("  model owner", f"{approval['model_owner']}, software {approval['model_owner_software'][:16]}"),
+    ]
+
+
+def _seconds(text: str) -> int:
+    found = re.fullmatch(r"([1-9][0-9]{0,5})([mhdw])", text)
+    if found is None:
+        raise click.BadParameter(f"{text!r} is no time: write 90m, 12h, 7d or 2w", param_hint="--expires")
+    return int(found[1]) * {"m": 60, "h": 3600, "d": 86400, "w": 604800}[found[2]]
 
 
 def _phase(phase: dict[str, Any]) -> str:

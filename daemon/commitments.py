@@ -80,7 +80,7 @@ def verify(
     opening = _read(file)
     what, parts = opening["what"], _parts(opening)
     found = _commitment(opening, parts)
-    if found != opening["commitment"]:
+    if found != opening.get("commitment"):
         raise CommitmentError(f"{file} opens another commitment than it says: its parts give {found}")
     if expected not in (None, found):
         raise CommitmentError(f"{file} opens {found}, not {expected}", "it belongs to another model or data set")

@@ -15,10 +15,11 @@ from mpcd.daemon import worker
 from mpcd.daemon.audit.control import AuditMethods
 from mpcd.daemon.catalogue import Catalogue
 from mpcd.daemon.context import Context, aside
+from mpcd.daemon.control.commitment import CommitmentMethods
 from mpcd.daemon.control.jobs import Job
 from mpcd.daemon.control.key import KeyMethods
 from mpcd.daemon.control.server import Method, Params
-from mpcd.daemon.errors import BadInput, Conflict, NotFound
+from mpcd.daemon.errors import BadInput, Conflict, NotFound, Refused
 from mpcd.daemon.library import Model
 from mpcd.daemon.network.identity import Invite
 from mpcd.daemon.network.peers import Peer
@@ -55,6 +56,7 @@ class Api:
         self._sessions = sessions
         self._operations = operations
         self._key = KeyMethods(context)
+        self._commitment = CommitmentMethods(context)
         self._started = time.time()
         self.methods: dict[str, Method] = {
             "status": self._status,
@@ -83,6 +85,7 @@ class Api:
             "session.deny": self._session_deny,
             "report": self._report,
             **self._key.methods,
+            **self._commitment.methods,
             **operations.methods(self.status),
             **AuditMethods(context).methods,
         }
@@ -437,7 +440,19 @@ class Api:
         results = context.records.results(session.id)
         if not results:
             raise Conflict(f"session {session.id[:12]} is {session.state} and has no results yet")
+        least = context.policy.cohort_told()
+        if len(results) < least.min_images:
+            raise Refused(
+                f"{len(results)} images are done, the policy of this side tells nothing of fewer than"
+                f" {least.min_images}",
+                "[cohort] min_images in policy.toml",
+            )
         dataset = context.library.dataset(session.own["dataset"])
+        if dataset.commitment != terms.dataset_commitment:
+            raise Conflict(
+                f"data set {session.own['dataset']!r} is not the one of session {session.id[:12]} any more",
+                "it was removed and another added under its name; add the old one again where it was",
+            )
         findings = list(session.own["findings"])
         # Of the units that the session used up, also of those made in the night before.
         seconds, moved = context.ledger.cost(session.id)
@@ -447,6 +462,7 @@ class Api:
             secure={dataset.entries[number].uid: logits or [] for number, logits in results.items()},
             output_scale=session.own["output_scale"],
             labels=dataset.labels_for(findings),
+            least=(least.min_positives, least.min_negatives),
             clear=None if clear is None else _evaluation(clear),
             phases={
                 "offline": {"seconds": seconds, "bytes": moved},

@@ -12,6 +12,8 @@ findings                list, in the network's order, of
   n, positives          images with a known label, and those with the finding
   auroc, interval       of the secure outputs; [low, high]
   reason                why AUROC or interval are null, else null
+  withheld              whether the finding has too few images with or without it (policy.toml's [cohort]): then n,
+                        positives and all of the finding's results are null
   clear                 null, or the comparison on the images whose clear outputs are known as well:
     n, positives        of those images
     secure, integer,    {auroc, interval, reason} of the secure outputs, of the integer network and of the float model
@@ -68,6 +70,7 @@ def build(
     secure: Mapping[str, Sequence[int]],
     output_scale: float,
     labels: Labels,
+    least: tuple[int, int] = (0, 0),
     clear: Clear | None = None,
     phases: Mapping[str, Mapping[str, float]],
     commitments: Mapping[str, str],
@@ -78,6 +81,7 @@ def build(
 
     ``secure``: {SOPInstanceUID: integer outputs in the order of ``findings``}; an output / ``output_scale`` is a logit.
     ``labels``: {SOPInstanceUID: {finding: True, False or None}}, an image or finding that is missing is unknown.
+    ``least``: of a finding with fewer images with it, or fewer without it, nothing is told, not even how many.
     ``clear``: {SOPInstanceUID: {"integer": [...], "float": [...]}}, either may be missing; images without secure
     outputs are ignored. Raises ReportError where a row has the wrong length or a value is not finite.
     """
@@ -90,11 +94,16 @@ def build(
     rows = []
     for column, finding in enumerate(findings):
         known = {u: bool(v) for u in uids if (v := labels.get(u, {}).get(finding)) is not None}
+        positives = sum(known.values())
+        if positives < least[0] or len(known) - positives < least[1]:
+            rows.append(_withheld(finding, least))
+            continue
         rows.append(
             {
                 "finding": finding,
                 "n": len(known),
-                "positives": sum(known.values()),
+                "positives": positives,
+                "withheld": False,
                 **_curve([outputs[u][column] for u in known], list(known.values())),
                 "clear": _finding_clear(column, known, outputs, integer, floats, output_scale),
             }
@@ -113,6 +122,12 @@ def build(
         "digests": dict(digests),
         "approvals": [dict(approval) for approval in approvals],
     }
+
+
+def _withheld(finding: str, least: tuple[int, int]) -> Json:
+    reason = f"withheld: fewer than {least[0]} images with it or {least[1]} without"
+    nothing = dict.fromkeys(("n", "positives", "auroc", "interval", "clear"))
+    return {"finding": finding, **nothing, "reason": reason, "withheld": True}
 
 
 def _finding_clear(

@@ -41,8 +41,9 @@ STOCK = {"peer", "model", "commitment", "ready", "making", "spent", "burnt", "di
 SESSION = {
     "id", "role", "peer", "model", "dataset", "reveal", "images", "done", "attempts", "units_ready", "state", "reason",
     "model_commitment", "dataset_commitment", "network_digest", "recipe_digest", "ring", "software", "peer_software",
-    "created", "approved_by", "approved", "started", "finished", "offline", "online",
-}  # fmt: skip
+    "created", "approved_by", "approved", "started", "finished", "offline", "online", "expires", "approval",
+}
+APPROVAL = {"digest", "data_owner", "model_owner", "data_owner_software", "model_owner_software"}  # fmt: skip
 STATUS = {
     "version", "protocol_version", "software", "name", "fingerprint", "listen", "state_dir", "started", "threads",
     "memory_available_bytes", "disk_free_bytes", "key", "kernels", "peers", "units", "sessions", "jobs", "health",
@@ -52,7 +53,7 @@ REPORT = {
     "format", "confidence", "method", "session", "images", "findings", "exactness", "largest_logit_difference",
     "phases", "commitments", "digests", "approvals",
 }  # fmt: skip
-FINDING = {"finding", "n", "positives", "auroc", "interval", "reason", "clear"}
+FINDING = {"finding", "n", "positives", "auroc", "interval", "reason", "withheld", "clear"}
 
 
 def keys(value: dict) -> set[str]:
@@ -134,6 +135,26 @@ def test_data_sets(pair: Pair) -> None:
     assert keys(shown["dataset"]["findings"]["Mass"]) == {"n", "positives"}
 
 
+def test_commitments(pair: Pair, cohort: Path, tmp_path: Path) -> None:
+    """Opened by its owner, checked by whoever gets the file."""
+    for party, kind, name, path in (
+        (pair.vendor, "model", "small", None),
+        (pair.hospital, "dataset", "site", cohort / "dicom"),
+    ):
+        file = tmp_path / f"{kind}.json"
+        opened = party.ctl(kind, "open", name, "--out", file)
+        assert keys(opened) == {"out", "what", "name", "commitment"}
+        assert file.stat().st_mode & 0o777 == 0o600
+        assert party.mpcctl(kind, "open", name, "--out", file).wait(60) != 0, "no file is replaced"
+        verify = ("commitment", "verify", file, "--commitment", opened["commitment"])
+        verified = party.ctl(*verify, *(() if path is None else ("--path", path)))["verified"]
+        assert keys(verified) == {"what", "name", "commitment", "parts", "images", "path"}
+        assert (verified["name"], verified["commitment"]) == (name, opened["commitment"])
+        wrong = party.mpcctl("commitment", "verify", file, "--commitment", "0" * 64)
+        assert "opens" in wrong.communicate(timeout=60)[1]
+        assert wrong.returncode == 9
+
+
 def test_offline(pair: Pair) -> None:
     """From either side."""
     for party in pair.both:
@@ -152,6 +173,7 @@ def test_offline(pair: Pair) -> None:
 
 def test_sessions(pair: Pair, done: dict) -> None:
     assert keys(done) == SESSION
+    assert keys(done["approval"]) == APPROVAL
     assert keys(done["online"]) == {"seconds", "bytes"}
     start = ("session", "start", "--peer", VENDOR, "--model", "small", "--dataset", "site")
     assert keys(pair.hospital.ctl(*start, "--estimate")) == {"estimate"}

@@ -68,7 +68,7 @@ def test_keys_are_stable() -> None:
         "format", "confidence", "method", "session", "images", "findings", "exactness", "largest_logit_difference",
         "phases", "commitments", "digests", "approvals",
     ]  # fmt: skip
-    assert set(out["findings"][0]) == {"finding", "n", "positives", "auroc", "interval", "reason", "clear"}
+    assert set(out["findings"][0]) == {"finding", "n", "positives", "auroc", "interval", "reason", "withheld", "clear"}
     assert set(out["findings"][0]["clear"]) == {
         "n", "positives", "secure", "integer", "float", "secure_integer", "secure_float", "largest_difference",
     }  # fmt: skip
@@ -148,3 +148,17 @@ def test_input_is_not_changed() -> None:
 def test_refusals(changes: dict[str, Any]) -> None:
     with pytest.raises(ReportError):
         report(**changes)
+
+
+@pytest.mark.parametrize("least", [(2, 0), (0, 2), (2, 2)])
+def test_small_classes_are_withheld(least: tuple[int, int]) -> None:
+    """Mass has one image with it and one without; nothing of it is told, with or without clear outputs."""
+    for given in (None, clear()):
+        heart, mass, covid = report(least=least, clear=given)["findings"]
+        assert not heart["withheld"]
+        assert heart == report(clear=given)["findings"][0]
+        assert mass == {
+            "finding": "Mass", "n": None, "positives": None, "auroc": None, "interval": None, "clear": None,
+            "withheld": True, "reason": f"withheld: fewer than {least[0]} images with it or {least[1]} without",
+        }  # fmt: skip
+        assert covid["withheld"] is bool(least[0])
