@@ -59,6 +59,8 @@ class Flight:
 
     def progress(self, job: bytes, at: int, of: int) -> None:
         """Image ``job`` has done ``at`` of ``of``. What is shown never goes back, even when an image is lost."""
+        if job not in self._parts:
+            return
         self._parts[job] = PARTS * at // of
         first, last = self._done + 1, min(self._done + len(self._parts), self._total)
         which = f"image {first}" if first >= last else f"images {first} to {last}"

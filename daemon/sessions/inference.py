@@ -48,7 +48,7 @@ async def infer(
         try:
             await context.kernels.wait(job)
             channel = Channel(party, unit_job)
-            work = executor.infer(channel, network, numbers, reader, image, progress)
+            work = executor.infer(channel, network, numbers, reader, image, driver.in_loop(progress))
             share = await driver.drive(work, connection, threads)
             if before_reveal is not None:
                 await before_reveal()

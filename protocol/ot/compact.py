@@ -1,4 +1,4 @@
-"""Keeping what a unit's oblivious transfers grow from, in place of the correlations: a seventh of the space.
+"""Keeping what a unit's oblivious transfers grow from, in place of the correlations: a small part of the space.
 
 Boyle, Couteau, Gilboa, Ishai, Kohl and Scholl, "Efficient Pseudorandom Correlation Generators: Silent OT Extension and
 More" (CRYPTO 2019, eprint 2019/1129): short seeds are agreed on now, and each party expands its own later, alone. Here
