@@ -148,8 +148,8 @@ def planned(paths: Paths) -> Planned:
                 f" (SELECT count(*) FROM image WHERE session = session.id) FROM session WHERE state IN {RUNNING}"
             ).fetchall()
         with closing(read(paths.state / LEDGER)) as db:
-            ready = dict(db.execute("SELECT model, count(*) FROM unit WHERE state = 'ready' GROUP BY model").fetchall())
-            each = dict(db.execute("SELECT model, max(bytes) FROM unit GROUP BY model").fetchall())
+            ready = dict(db.execute("SELECT model, sum(units) FROM stock WHERE state = 'ready' GROUP BY 1").fetchall())
+            each = dict(db.execute("SELECT model, max(bytes / units) FROM stock WHERE units > 0 GROUP BY 1").fetchall())
     except sqlite3.Error:  # not there yet, or damaged: another check tells
         return Planned(0, 0)
     missing: dict[str, int] = {}

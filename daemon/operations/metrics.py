@@ -119,7 +119,7 @@ class _Snapshot(Collector):
 
     def _of_units(self) -> Iterator[Any]:
         with closing(folder.read(self._context.paths.state / folder.LEDGER)) as db:
-            rows = db.execute("SELECT state, count(*), sum(bytes) FROM unit GROUP BY state").fetchall()
+            rows = db.execute("SELECT state, sum(units), sum(bytes) FROM stock GROUP BY state").fetchall()
         found = {name: (count, size) for name, count, size in rows}
         units = GaugeMetricFamily("mpcd_units", "Units of correlated randomness by state.", labels=("state",))
         for name in folder.UNIT_STATES:

@@ -1,6 +1,7 @@
 """The ledger: no way out of spent and burnt, by the API or by SQL, and across crashes."""
 
 import os
+import random
 import sqlite3
 import stat
 from pathlib import Path
@@ -32,6 +33,46 @@ def make(ledger, number, state="ready"):
     if state != "making":
         ledger.ready([unit(number)], 100)
     return unit(number)
+
+
+def test_the_stock_is_what_counting_would_give(tmp_path):
+    """Also in a file of the format before, which has none."""
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    stocks = [Stock("p" * 64, model * 64, "n" * 64) for model in "ab"]
+    rng = random.Random(7)
+    units = []
+    for number in range(40):
+        made = [rng.randbytes(16) for _ in range(rng.randint(1, 5))]
+        ledger.begin(stocks[number % 2], rng.randbytes(16), made)
+        units += made
+        some = rng.sample(made, rng.randint(0, len(made)))
+        ledger.ready(some, rng.randint(1, 10**9))
+        for unit in rng.sample(some, len(some) // 2):
+            ledger.spend(unit, "s" * 32, 0).open()
+        ledger.burn(rng.sample(units, 3), "why not")
+    counted = ledger.counts()
+    ready = ledger.ready_counts()
+    ledger.close()
+    db = sqlite3.connect(tmp_path / "ledger.sqlite")
+    expected = {}
+    rows = db.execute("SELECT peer, model, network, state, count(*), sum(bytes) FROM unit GROUP BY 1, 2, 3, 4")
+    for peer, model, network, state, count, size in rows:
+        empty = {"making": 0, "ready": 0, "spent": 0, "burnt": 0, "bytes": 0}
+        entry = expected.setdefault(Stock(peer, model, network), empty)
+        entry[state] = count
+        entry["bytes"] += size * (state == "ready")
+    assert counted == expected
+    assert ready == {stock: entry["ready"] for stock, entry in expected.items()}
+    for name in ("unit_counted", "unit_counted_anew"):
+        db.execute(f"DROP TRIGGER {name}")
+    db.execute("DROP TABLE stock")
+    db.execute("DROP INDEX unit_by_session")
+    db.execute("PRAGMA user_version = 1")
+    db.commit()
+    db.close()
+    ledger = Ledger(tmp_path / "ledger.sqlite")
+    assert ledger.counts() == expected
+    ledger.close()
 
 
 def test_what_a_session_s_units_took(tmp_path: Path) -> None:
