@@ -246,7 +246,7 @@ def test_the_wire_has_none(wire: Recorder, shown: dict[str, bytes], secrets: Pla
 
 def test_the_own_state_has_what_it_must(pair: Pair, shown: dict[str, bytes], secrets: Planted) -> None:
     """docs/security.md says where. Patients, pixels, and what was taken out of labels are nowhere."""
-    places = {name: data for name, data in planted.files(pair.hospital.state).items()}
+    places = planted.files(pair.hospital.state)
     kept = {
         line.partition(" in ")[0]: line.partition(" in ")[2].partition(" as ")[0]
         for line in search(secrets.hospital, places)
