@@ -135,8 +135,11 @@ def peer_fingerprint(tls: ssl.SSLObject) -> str:
     return fingerprint(certificate) if certificate else ""
 
 
-def explain(error: ssl.SSLError) -> Exception:
-    """The error of ours that says in plain words what OpenSSL met."""
+def explain(error: ssl.SSLError, established: bool = False) -> Exception:
+    """The error of ours that says in plain words what OpenSSL met.
+
+    ``established``: after the handshake, when the other end has shown that it speaks TLS 1.3, whatever comes now.
+    """
     reason = error.reason or ""
     if isinstance(error, ssl.SSLCertVerificationError):
         return _refused(error.verify_code)
@@ -150,9 +153,9 @@ def explain(error: ssl.SSLError) -> Exception:
             "the peer does not know this daemon's certificate",
             "send them the invite that `mpcctl id` prints and ask them to run `mpcctl peer add`",
         )
-    if any(part in reason for part in _OLD_TLS):
+    if not established and any(part in reason for part in _OLD_TLS):
         return OldTls("the other end does not speak TLS 1.3", "is there an mpcd, or a proxy, at that address?")
-    if any(part in reason for part in _NOT_TLS):
+    if not established and any(part in reason for part in _NOT_TLS):
         return ProtocolViolation("the other end does not speak TLS", "is there an mpcd, or a proxy, at that address?")
     if isinstance(error, (ssl.SSLEOFError, ssl.SSLZeroReturnError)):
         return PeerClosed()

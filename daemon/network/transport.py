@@ -281,7 +281,7 @@ class Connection(asyncio.BufferedProtocol):
             pass
         except ssl.SSLError as error:
             self._flush()  # the alert
-            self._fail(tls.explain(error), flush=True)
+            self._fail(tls.explain(error, established=self._open), flush=True)
         except (ProtocolViolation, PeerClosed) as error:
             self._fail(error)
         else:
@@ -407,7 +407,7 @@ class Connection(asyncio.BufferedProtocol):
             while data:
                 data = data[self._tls.write(data) :]
         except ssl.SSLError as error:
-            raise tls.explain(error) from error
+            raise tls.explain(error, established=True) from error
         self._wrote = self._loop.time()
         self._flush()
 

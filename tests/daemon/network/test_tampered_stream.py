@@ -17,7 +17,7 @@ from tests.daemon import two_daemons
 from tests.daemon.two_daemons import DATASET, HOSPITAL, MODEL, VENDOR, Client
 
 IMAGES = 3
-FAULTS = 25  # then the link is left alone
+FAULTS = 5  # then the link is left alone: a session gives up after eight failures in a row
 
 
 class Meddler:
@@ -26,7 +26,8 @@ class Meddler:
     def __init__(self, to: int, rng: random.Random) -> None:
         self._to = to
         self._rng = rng
-        self.faults = 0
+        self._wrong = set(rng.sample(range(10, 200), FAULTS))
+        self._chunks = self.faults = 0
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -40,8 +41,8 @@ class Meddler:
         rng = self._rng
         with contextlib.suppress(OSError):
             while data := await source.read(rng.choice((16, 1024, 65536))):
-                # Handshakes have few chunks, work has many: both get their part.
-                if self.faults < FAULTS and rng.random() < 0.02:
+                self._chunks += 1
+                if self._chunks in self._wrong:
                     self.faults += 1
                     data = rng.choice(CHANGES)(data, rng)
                 sink.write(data)
@@ -120,4 +121,4 @@ def test_results_are_right_whatever_happens_to_the_bytes(run: Any, tmp_path: Pat
     id, faults = run(main())
     assert two_daemons.results(tmp_path, id) == two_daemons.expected(tmp_path)
     two_daemons.audit(tmp_path)
-    assert faults >= 3, f"seed {seed}: the link was hardly meddled with"
+    assert faults >= 1, f"seed {seed}: the link was hardly meddled with"

@@ -166,10 +166,21 @@ def test_truncated_frame(run, connected, cut, gracefully):
     run(main())
 
 
-def test_records_forged_on_the_way_are_noticed(run, connected):
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"\x17\x03\x03\x00\x20" + os.urandom(32),
+        b"\x17\x07\x07\x00\x20" + os.urandom(32),  # in a handshake: no TLS
+        b"\x15\x03\x03\x00\x02\x02\x46",  # an alert in the clear: protocol version
+        os.urandom(64),
+    ],
+)
+def test_records_forged_on_the_way_are_noticed(run, connected, record):
+    """A broken link, whatever it looks like: the other end has shown that it speaks TLS."""
+
     async def main():
         async with connected() as (server, client):
-            client._transport.write(b"\x17\x03\x03\x00\x20" + os.urandom(32))
+            client._transport.write(record)
             with pytest.raises(LinkError, match="TLS broke"):
                 await server.recv_frame(100)
 
