@@ -23,7 +23,7 @@ EXPECTED = {
     "model remove", "dataset add", "dataset list", "dataset show", "dataset remove", "offline make", "offline status",
     "model open", "dataset open", "commitment verify",
     "session start", "session list", "session show", "session watch", "session cancel", "approve", "deny", "report", "doctor",
-    "support-bundle", "completion",
+    "support-bundle", "completion", "audit verify", "audit show", "audit export",
 }  # fmt: skip
 
 
