@@ -2,6 +2,7 @@
 
 The data owner drives; a batch goes (docs/ledger.md has the crashes in between):
 
+0. data owner: ``offline.may``, so that no ids are drawn for what would be refused (allowance.py)
 1. data owner: draw ids, note them ``making``; ``offline.begin`` to the model owner, which notes them too
 2. both: open the channel of this job, run protocol/preprocessing.make_units into files
 3. data owner: files on the disk, then ``ready``; ``offline.ready`` to the model owner

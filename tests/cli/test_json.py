@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.system.two_parties import VENDOR, Pair
+from tests.system.two_parties import BIN, VENDOR, Pair
 
 PEER = {
     "name", "fingerprint", "known_by", "ca_name", "expires", "address", "added", "connected", "error", "hint", "attempts",
@@ -39,9 +41,34 @@ DATASET = {
 }  # fmt: skip
 STOCK = {"peer", "model", "commitment", "ready", "making", "spent", "burnt", "disk_bytes"}
 SESSION = {
-    "id", "role", "peer", "model", "dataset", "reveal", "images", "done", "attempts", "units_ready", "state", "reason",
-    "model_commitment", "dataset_commitment", "network_digest", "recipe_digest", "ring", "software", "peer_software",
-    "created", "approved_by", "approved", "started", "finished", "offline", "online", "expires", "approval",
+    "id",
+    "role",
+    "peer",
+    "model",
+    "dataset",
+    "reveal",
+    "images",
+    "done",
+    "attempts",
+    "units_ready",
+    "state",
+    "reason",
+    "model_commitment",
+    "dataset_commitment",
+    "network_digest",
+    "recipe_digest",
+    "ring",
+    "software",
+    "peer_software",
+    "created",
+    "approved_by",
+    "approved",
+    "started",
+    "finished",
+    "offline",
+    "online",
+    "expires",
+    "approval",
 }
 APPROVAL = {"digest", "data_owner", "model_owner", "data_owner_software", "model_owner_software"}  # fmt: skip
 STATUS = {
@@ -73,6 +100,18 @@ def test_identity_and_status(pair: Pair, done: dict) -> None:
     assert keys(status["kernels"]) == {"ready", "done", "total"}
     assert keys(status["peers"][0]) == PEER
     assert keys(status["units"][0]) == STOCK
+
+
+def test_a_new_key(pair: Pair, done: dict) -> None:
+    before = pair.vendor.ctl("key", "show")["key"]["fingerprint"]
+    rotated = pair.vendor.ctl("key", "rotate", "--keep-days", "3")
+    assert keys(rotated) == {"key"}
+    assert keys(rotated["key"]) == KEY
+    assert rotated["key"]["fingerprint"] != before
+    assert rotated["key"]["rotation"] is None, "the hospital is connected and has heard"
+    (vendor,) = (p for p in pair.hospital.ctl("peer", "list")["peers"] if p["name"] == VENDOR)
+    assert vendor["fingerprint"] == rotated["key"]["fingerprint"]
+    assert pair.vendor.ctl("key", "finish", "--yes") == rotated
 
 
 def test_peers(pair: Pair) -> None:
@@ -192,6 +231,32 @@ def test_sessions(pair: Pair, done: dict) -> None:
     assert keys(pair.hospital.ctl("session", "watch", id)["session"]) == SESSION
     id = pair.propose("small", "site", 1)
     assert keys(pair.hospital.ctl("session", "cancel", id)["session"]) == SESSION
+
+
+def test_approving_on_a_terminal_shows_and_asks(pair: Pair) -> None:
+    """Everything that is bound, before anything is; "no" leaves the session as it was."""
+    id = pair.propose("small", "site", 1)
+    shown = pair.vendor.ctl("session", "show", id)["session"]
+    for answer, status, state in (("n", 130, "proposed"), ("y", 0, "approved")):
+        ours, theirs = os.openpty()
+        os.write(ours, f"{answer}\n".encode())
+        done = subprocess.run(
+            [BIN / "mpcctl", "approve", id],
+            env=pair.vendor.env,
+            stdin=theirs,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
+        os.close(theirs)
+        os.close(ours)
+        assert done.returncode == status, done.stderr
+        assert "Approve exactly this?" in done.stdout
+        for bound in (*shown["approval"].values(), shown["dataset_commitment"], shown["model_commitment"]):
+            assert bound[:16] in done.stdout
+        if state == "proposed":
+            assert pair.vendor.ctl("session", "show", id)["session"]["state"] == state
+    assert pair.hospital.ctl("session", "watch", id)["session"]["state"] == "done"
 
 
 def test_report(pair: Pair, done: dict, cohort: Path) -> None:
