@@ -7,7 +7,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
 export NUMBA_NUM_THREADS ?= 1
 
-.PHONY: demo test fuzz format clean bundle bundle-test
+.PHONY: demo test chaos fuzz format clean bundle bundle-test
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +25,11 @@ test: $(VENV)/installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/pytest
+
+# Two daemons and whatever may happen to them, 200 kills; CHAOS='--kills 20 --seed 7 --json'.
+chaos: $(VENV)/installed
+	MPCD_CRASHES=60 $(BIN)/pytest tests/system/test_crash_making.py
+	$(BIN)/python -m tests.chaos $(CHAOS)
 
 # A million inputs to everything that decodes what others wrote; FUZZ='--scale 0.1 --targets frames,dicoms --seed 7'.
 fuzz: $(VENV)/installed

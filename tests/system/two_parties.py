@@ -38,6 +38,7 @@ class Party:
         self.log = root / f"{name}.log"
         self.port = free_port()
         self.process: subprocess.Popen[bytes] | None = None
+        self.program = ["-m", "mpcd.daemon.main"]
         self.env = {
             **{key: value for key, value in os.environ.items() if not key.startswith(("MPCD_", "XDG_"))},
             "MPCD_STATE": str(self.state),
@@ -56,9 +57,16 @@ class Party:
 
     def start(self) -> None:
         """Returns once the daemon answers; its kernels may not be ready yet."""
-        command = [sys.executable, "-m", "mpcd.daemon.main", "--listen", self.address, "--log", "json"]
+        self.spawn()
+        self.answers()
+
+    def spawn(self) -> None:
+        """Returns at once."""
+        command = [sys.executable, *self.program, "--listen", self.address, "--log", "json"]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(command, env=self.env, stderr=log, stdout=log)
+
+    def answers(self) -> None:
         until(lambda: self.running() and self.try_ctl("id")[0] == 0, 60, f"{self.name}'s daemon does not answer")
 
     def running(self) -> bool:
@@ -80,7 +88,7 @@ class Party:
             return None
         self.process.terminate()
         try:
-            return self.process.wait(30)
+            return self.process.wait(60)  # it lets images in flight end
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
