@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from typing import Any
 
 from mpcd.daemon import log
@@ -11,9 +12,18 @@ from mpcd.daemon.network import rotation
 from mpcd.daemon.network.identity import grouped
 from mpcd.daemon.network.keys import Keys
 from mpcd.daemon.network.peers import PIN, Peer, Peers
+from mpcd.daemon.network.rate import Rate
 from mpcd.daemon.network.rpc import Link
 
+A_SECOND, AT_ONCE = 1 / 60, 10.0  # announcements of one peer: each is a write to the disk
+
 _log = log.get("keys")
+
+
+class TooManyKeys(Refused):
+    """You announce new keys too often."""
+
+    code = "busy"
 
 
 class Announcer:
@@ -22,6 +32,7 @@ class Announcer:
     def __init__(self, keys: Keys, peers: Peers) -> None:
         self._keys = keys
         self._peers = peers
+        self._taken: dict[str, Rate] = {}
         self.handlers = {rotation.METHOD: self._serve}
 
     async def tell(self, peer: Peer, link: Link, timeout: float) -> bool:
@@ -45,6 +56,9 @@ class Announcer:
         peer = self._peers.get(name)
         if peer.known_by != PIN:
             raise Refused("this daemon knows you by an authority and a name, not by a key")
+        rate = self._taken.setdefault(peer.id, Rate(A_SECOND, AT_ONCE, time.monotonic()))
+        if not rate.take(time.monotonic()):
+            raise TooManyKeys()
         try:
             certificate = rotation.verify(params.get("announcement"), peer.certificate)
         except rotation.ForgedAnnouncement:

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 
 from mpcd.daemon.config import Config, split_address
-from mpcd.daemon.errors import ConfigError, MpcdError, PeerClosed, PeerError, PeerUnreachable, UnknownPeer
+from mpcd.daemon.errors import ConfigError, Conflict, MpcdError, PeerClosed, PeerError, PeerUnreachable, UnknownPeer
 from mpcd.daemon.network import authority, greeting, inspection, tls
 from mpcd.daemon.network.authority import CertificateExpired, WrongName
 from mpcd.daemon.network.greeting import CHANNEL, CONTROL, KNOCK, Hello
@@ -100,7 +100,9 @@ class Dialler:
         return tls.client_context(identity, peer.certificate, self._keys.ca_file)
 
     def check_invite(self, one: Invite | Peer) -> None:
-        """Raises ConfigError if this side has nothing to know that peer by."""
+        """Raises ConfigError if this side has nothing to know that peer by, Conflict if it is this side."""
+        if self._keys.by_authority and authority.is_for(self._keys.certificate, one.ca_name):
+            raise Conflict("this is the invite of this daemon itself", "add the invite of the other side")
         if one.ca_name and self._keys.ca_file is None:
             raise ConfigError(
                 f"{one.name} is known by an authority and the name {one.ca_name!r}, but this side has no tls.ca_file",

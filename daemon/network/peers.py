@@ -21,6 +21,7 @@ from mpcd.daemon.network.identity import Invite, check_certificate, fingerprint,
 FILE_NAME = "peers.json"
 FORMAT = 2  # 1 had neither id nor ca_name: a peer's id was its fingerprint
 PIN, CA = "pin", "ca"
+FORMER = 100  # fingerprints that are kept of a peer that announces many keys
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -131,7 +132,7 @@ class Peers:
             same = self.find(new)
             if new == self.own_fingerprint or (same is not None and same.name != name):
                 raise Conflict("the announced certificate belongs to somebody else")
-            peer = dataclasses.replace(peer, certificate=certificate, former=(*peer.former, peer.fingerprint))
+            peer = dataclasses.replace(peer, certificate=certificate, former=(*peer.former, peer.fingerprint)[-FORMER:])
             self._store({**self._peers, name: peer})
         return peer
 

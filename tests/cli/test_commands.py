@@ -19,11 +19,11 @@ from mpcd.cli.main import mpcctl
 from mpcd.daemon.config import Paths
 
 EXPECTED = {
-    "id", "status", "key show", "key rotate", "key finish", "peer add", "peer list", "peer remove", "model add", "model list", "model show", "model evaluate",
-    "model remove", "dataset add", "dataset list", "dataset show", "dataset remove", "offline make", "offline status",
-    "model open", "dataset open", "commitment verify",
-    "session start", "session list", "session show", "session watch", "session cancel", "approve", "deny", "report", "doctor",
-    "support-bundle", "completion", "audit verify", "audit show", "audit export",
+    "id", "status", "key show", "key rotate", "key finish", "peer add", "peer list", "peer remove", "model add",
+    "model list", "model show", "model evaluate", "model remove", "dataset add", "dataset list", "dataset show",
+    "dataset remove", "offline make", "offline status", "model open", "dataset open", "commitment verify",
+    "session start", "session list", "session show", "session watch", "session cancel", "approve", "deny", "report",
+    "doctor", "support-bundle", "completion", "audit verify", "audit show", "audit export",
 }  # fmt: skip
 
 

@@ -233,6 +233,13 @@ def test_a_peer_of_an_authority_needs_one_here(tmp_path, root):
         b.net.dialler.check_invite(invite)
 
 
+def test_ones_own_invite(tmp_path, root):
+    a = side("alpha", tmp_path, root.issue("a.example", "a2.example"))
+    for name in ("a.example", "A2.example"):
+        with pytest.raises(Conflict, match="this daemon itself"):
+            a.net.dialler.check_invite(Invite("alpha", "", b"", name))
+
+
 def test_an_authority_cannot_be_pinned(root):
     """It would vouch for others."""
     from cryptography.hazmat.primitives.serialization import Encoding

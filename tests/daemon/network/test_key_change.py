@@ -205,6 +205,23 @@ def test_a_forged_announcement_is_refused(run, sides, make_identity):
     run(main())
 
 
+def test_a_peer_that_announces_without_end_is_slowed_down(run, sides, make_identity):
+    a, b = sides
+    meet(a, b, "a")
+
+    async def main():
+        async with up(a, b):
+            await linked(a, b)
+            codes = []
+            for _ in range(12):
+                with pytest.raises(PeerError) as caught:
+                    await a.net.call("beta", rotation.METHOD, {"announcement": b""})
+                codes.append(caught.value.code)
+            assert codes == ["forged_announcement"] * 10 + ["busy"] * 2
+
+    run(main())
+
+
 def test_a_stranger_announces_nothing(run, sides, make_identity):
     a, b = sides
     meet(a, b, "a")
