@@ -11,8 +11,15 @@ that value. It is linear over F_2 in the blocks.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from mpcd.kernels.cpu import CLMUL_PATH, linked
 
@@ -30,6 +37,7 @@ __all__ = [
     "descending_powers",
     "hash_blocks",
     "hash_tiles",
+    "keep",
     "multiply_into",
     "reduce_into",
 ]
@@ -40,6 +48,25 @@ Words = npt.NDArray[np.uint64]
 TILE = 128
 # The shape of a sum of products that is not reduced yet.
 PARTS = (3, 2 * LANES)
+
+
+def _keep_step() -> Callable[..., Any]:
+    """target[at : at + n] = source[:n], both uint64 in C order, by the C library's memcpy: a loop takes longer."""
+
+    @intrinsic
+    def step(typingctx: Any, source: Any, n: Any, target: Any, at: Any) -> Any:
+        def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            copy: Any = cgutils.raw_memcpy
+            source, target = (context.make_array(signature.args[i])(context, builder, args[i]).data for i in (0, 2))
+            copy(builder, builder.gep(target, [args[3]]), source, args[1], ir.Constant(args[1].type, 8))
+            return context.get_dummy_value()
+
+        return types.void(source, types.intp, target, types.intp), codegen
+
+    return step
+
+
+keep = _keep_step()
 
 
 @linked

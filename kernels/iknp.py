@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from mpcd.kernels.aes import ctr_keystream
 from mpcd.kernels.cpu import linked
-from mpcd.kernels.gf128 import PARTS, TILE, absorb, add_tile
+from mpcd.kernels.gf128 import PARTS, TILE, absorb, add_tile, keep
 from mpcd.kernels.transpose import transpose_128_into
 
 Words = npt.NDArray[np.uint64]
@@ -28,18 +28,21 @@ def receiver_rows(
     words = len(choices)
     if tiles.shape[0] < WIDTH * words:
         raise ValueError("no space for the tiles")
+    # A tile is made where the cache has it, and then kept.
+    space = np.empty(WIDTH * TILE, np.uint64)
     other = np.empty((TILE // 2, 2), np.uint64)
     mask = other.reshape(TILE)
     for first in range(0, words, TILE):
         n = min(TILE, words - first)
-        tile = tiles[WIDTH * first : WIDTH * (first + n)].reshape(WIDTH, n)
-        blocks = tiles[WIDTH * first : WIDTH * (first + n)].reshape(WIDTH, n // 2, 2)
+        tile = space[: WIDTH * n].reshape(WIDTH, n)
+        blocks = space[: WIDTH * n].reshape(WIDTH, n // 2, 2)
         for i in range(WIDTH):
             ctr_keystream(keys0[i], counter + first // 2, blocks[i])
             ctr_keystream(keys1[i], counter + first // 2, other[: n // 2])
             for v in range(n):
                 columns[i, first + v] = tile[i, v] ^ mask[v] ^ choices[first + v]
         transpose_128_into(tile, rows[64 * first : 64 * (first + n)])
+        keep(space, WIDTH * n, tiles, WIDTH * first)
 
 
 @linked

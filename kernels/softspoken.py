@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mpcd.kernels.cpu import linked
-from mpcd.kernels.gf128 import PARTS, TILE, absorb, add_tile
+from mpcd.kernels.gf128 import PARTS, TILE, absorb, add_tile, keep
 from mpcd.kernels.leaf_sums import leaf_sums
 from mpcd.kernels.transpose import transpose_128_into
 
@@ -28,16 +28,19 @@ def receiver_rows(keys: Words, counter: int, choices: Words, columns: Words, til
     depth = WIDTH // trees
     if tiles.shape[0] < WIDTH * words:
         raise ValueError("no space for the tiles")
+    # A tile is made where the cache has it, and then kept.
+    space = np.empty(WIDTH * TILE, np.uint64)
     total = np.empty(TILE, np.uint64)
     for first in range(0, words, TILE):
         n = min(TILE, words - first)
-        tile = tiles[WIDTH * first : WIDTH * (first + n)].reshape(WIDTH, n)
+        tile = space[: WIDTH * n].reshape(WIDTH, n)
         leaf_sums(keys[0], counter + first // 2, tile[:depth], choices[first : first + n])
         for i in range(1, trees):
             leaf_sums(keys[i], counter + first // 2, tile[depth * i : depth * (i + 1)], total[:n])
             for v in range(n):
                 columns[i - 1, first + v] = total[v] ^ choices[first + v]
         transpose_128_into(tile, rows[64 * first : 64 * (first + n)])
+        keep(space, WIDTH * n, tiles, WIDTH * first)
 
 
 @linked

@@ -19,11 +19,11 @@ period is what lies between two checks; it goes in groups of at least ``GROUP`` 
 What the rows are used for is void until then: nothing made from them may be used, nor sent if it depends on them.
 
 Cost of a period (``bytes_sent``): the corrections of 128 rows and 2064 bytes from Receiver; a group's key is 16 bytes
-in a header. The keys make no one wait but the last: Receiver keeps the columns of two groups, 64 MiB, until their keys
+in a header. The keys make no one wait but the last: Receiver keeps the columns of two groups, 32 MiB, until their keys
 come, so it may lead by that much. At the end two flows, the last key and the answer.
 
 Adversary: malicious Receiver. For corrections that differ in two columns, H of the difference is zero with probability
-at most 2^15 / 2^128 over the last key for a group that has the difference: groups have less than 2^15 blocks, and all
+at most 2^14 / 2^128 over the last key for a group that has the difference: groups have less than 2^14 blocks, and all
 that H sums besides is fixed by then, the masks included (which is why they come first). So but for 2^13 pairs of
 columns, 2^-100 a check, those columns whose u_i Receiver answers for are all equal, and of every other one it must have
 guessed delta_i: with c of them the check holds with probability 2^-c, and Receiver then knows c bits of delta. Guessing
@@ -56,7 +56,7 @@ Words = npt.NDArray[np.uint64]
 
 WIDTH = 128
 # Rows after which a group is closed where both ends are at a checkpoint.
-GROUP = 32 * CHUNK
+GROUP = 16 * CHUNK
 
 # The key under which a block is its own hash.
 _ONE = np.array([[1, 0]], np.uint64)
