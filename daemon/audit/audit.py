@@ -81,7 +81,7 @@ class Audit:
         self.journal = journal
         self._peers = peers
         self._fingerprint = fingerprint
-        self._key = journal.noted("key")
+        self._key, self._policy = journal.noted("key"), journal.noted("policy")
         self._lock = threading.RLock()
         self._refusals: dict[str, tuple[float, int]] = {}  # since when, how many
         self.shared: Callable[[str], None] = lambda peer: None
@@ -133,11 +133,12 @@ class Audit:
             digest = hashlib.sha256(file.read_bytes()).hexdigest()
         except OSError:
             digest = ""
+        if digest == self._policy:
+            return
         with self._lock:
-            before = self.journal.noted("policy")
-            if before != digest:
-                self._append("policy.changed", who=_operator(), before=before, digest=digest)
-                self.journal.note("policy", digest)
+            self._append("policy.changed", who=_operator(), before=self._policy, digest=digest)
+            self.journal.note("policy", digest)
+            self._policy = digest
 
     # Peers
 
