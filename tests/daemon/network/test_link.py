@@ -632,6 +632,36 @@ def test_a_peer_that_dials_without_end_is_held_to_its_rate(run, sides, monkeypat
     run(main())
 
 
+def test_tasks_are_bounded_while_strangers_come_and_none_is_left(run, identities, tmp_path):
+    a, b = identities
+    one = Side(a, "alpha", tmp_path, limits={"unauthenticated": 16}, timeouts={**QUICK, "handshake": 1.0})
+    two = Side(b, "beta", tmp_path)
+    one.knows(two, "")
+    two.knows(one)
+
+    async def main():
+        async with up(one):
+            before = len(asyncio.all_tasks())
+            writers = []
+            for number in range(300):
+                with contextlib.suppress(OSError):
+                    _, writer = await asyncio.open_connection(
+                        "127.0.0.1", one.port, local_addr=(f"127.0.1.{1 + number % 100}", 0)
+                    )
+                    writers.append(writer)
+            await asyncio.sleep(0.1)
+            # A task for each place, and for those that are being dropped.
+            assert len(asyncio.all_tasks()) - before <= 2 * 16
+            async with up(two):
+                await linked(one, two)
+            await until(lambda: len(asyncio.all_tasks()) <= before + 1)
+            assert not one.net._doorway.waiting
+            for writer in writers:
+                writer.close()
+
+    run(main())
+
+
 @pytest.mark.parametrize("data", [b"GET / HTTP/1.0\r\n\r\n", os.urandom(300), b""])
 def test_plaintext_and_garbage_do_the_daemon_no_harm(run, sides, data):
     a, b = sides
