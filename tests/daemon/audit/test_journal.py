@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from mpcd.daemon.audit import chain, journal
@@ -309,3 +312,30 @@ def test_an_old_entry_rewritten_with_all_that_follow(log: Journal, folder: Path)
     verdict, _ = log.verify()
     assert verdict.bad is not None
     assert verdict.bad.line == 1
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from mpcd.daemon.audit.journal import Journal
+log = Journal(Path(sys.argv[1]), 4000)
+while True:
+    print(log.append("test", {"filler": "x" * 200})[0], flush=True)
+"""
+
+
+def test_a_writer_killed_again_and_again(folder: Path) -> None:
+    """What was acknowledged is there, in one chain."""
+    rng = np.random.default_rng(2)
+    for _ in range(6):
+        process = subprocess.Popen([sys.executable, "-c", WRITER, str(folder)], stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        acknowledged = [process.stdout.readline() for _ in range(int(rng.integers(1, 40)))]
+        process.kill()
+        acknowledged += process.stdout.readlines()
+        process.wait(60)
+        log = Journal(folder, 4000)
+        verdict, _ = log.verify()
+        assert verdict.bad is None
+        assert verdict.entries >= int([line for line in acknowledged if line.endswith("\n")][-1])
+        log.close()
