@@ -57,7 +57,11 @@ cp "$root/systemd/install.sh" "$bundle/"
 for file in "$root"/systemd/*; do
     case $file in *.sh) ;; *) cp "$file" "$bundle/systemd/" ;; esac
 done
-[ ! -d "$root/share" ] || cp -R "$root/share/." "$bundle/share/"
+for page in "$root"/docs/man/*.[1-8]; do
+    [ -e "$page" ] || continue
+    mkdir -p "$bundle/share/man/man${page##*.}"
+    cp "$page" "$bundle/share/man/man${page##*.}/"
+done
 echo "$version" >"$bundle/VERSION"
 "$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])' >"$bundle/PYTHONS"
 (cd "$bundle/wheels" && for file in *.whl; do

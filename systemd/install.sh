@@ -105,6 +105,9 @@ install_mpcd() {
     (cd "$here/share" && find . -type f) | while read -r file; do
         install -D -m 644 "$here/share/$file" "$share/$file"
     done
+    completion bash bash-completion/completions/mpcctl
+    completion zsh zsh/site-functions/_mpcctl
+    completion fish fish/vendor_completions.d/mpcctl.fish
     if [ -n "$root" ]; then
         install -d -m 700 "$state" "$cache"
         install -d "$config"
@@ -140,6 +143,12 @@ install_mpcd() {
     else
         say "to start it: systemctl enable --now mpcd"
     fi
+}
+
+# A shell's completion of mpcctl's words.
+completion() {
+    install -d "$(dirname "$share/$2")"
+    "$folder/bin/mpcctl" completion "$1" >"$share/$2"
 }
 
 # In one step: a program that is started meanwhile finds the old one or the new one.

@@ -134,6 +134,9 @@ def test_from_installation_to_removal(bundle: Path, root: Path, env: dict[str, s
     assert subprocess.run([home / "bin/mpcctl", "--help"], env=env, capture_output=True, check=True).stdout
     for unit in ("mpcd.service", "mpcd-offline.service", "mpcd-offline.timer"):
         assert (root / "usr/local/lib/systemd/system" / unit).read_text() == (ROOT / "systemd" / unit).read_text()
+    share = root / "usr/local/share"
+    assert "mpcctl" in (share / "bash-completion/completions/mpcctl").read_text()
+    assert {page.name for page in share.glob("man/man?/*")} == {page.name for page in (ROOT / "docs/man").iterdir()}
     assert "u mpcd" in (root / "usr/local/lib/sysusers.d/mpcd.conf").read_text()
     assert (root / "var/lib/mpcd").stat().st_mode & 0o777 == 0o700
 

@@ -6,11 +6,12 @@ import configparser
 import shutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from mpcd.daemon.config import Paths
+from mpcd.daemon.config import Config, Paths
 
 UNITS = Path(__file__).parent.parent / "systemd"
 ADD_UP = ("Environment=", "SystemCallFilter=")
@@ -102,6 +103,20 @@ def test_resource_limits() -> None:
     service = parse("mpcd.service")["Service"]
     assert {"CPUWeight", "IOWeight"} <= set(service)
     assert service["MemorySwapMax"] == "0", "shares and weights do not go to swap"
+
+
+def test_the_configuration_that_is_installed(tmp_path: Path) -> None:
+    """As it is, and with what it suggests."""
+    text = (UNITS / "mpcd.toml").read_text()
+    assert Config.parse(tomllib.loads(text), "as installed") == Config.default()
+    either_or = "# enabled = false"  # goes with no address of its own
+    lines = (line.removeprefix("# ") for line in text.splitlines() if " = " in line or line.startswith("["))
+    lines = (line for line in lines if not line.startswith(either_or.removeprefix("# ")))
+    suggested = Config.parse(tomllib.loads("\n".join(lines)), "as suggested")
+    assert suggested == Config(name="hospital", advertise="vendor.example:7443")
+    dials_only = Config.parse(tomllib.loads("[listen]\n" + either_or.removeprefix("# ")), "as suggested")
+    assert either_or in text
+    assert not dials_only.listen.enabled
 
 
 def test_the_night_s_units() -> None:
