@@ -50,7 +50,7 @@ def main() -> int:
 def everything(names: list[str], scale: float, seed: int) -> int:
     """Each target by each engine, one after the other."""
     print(f"seed {seed}", flush=True)
-    print(f"{'target':<12}{'engine':<12}{'inputs':>10}{'seconds':>9}{'growth MiB':>12}", flush=True)
+    print(f"{'target':<15}{'engine':<12}{'inputs':>10}{'seconds':>9}{'growth MiB':>12}", flush=True)
     total, failed = 0, []
     for name in names:
         _, plain, followed = TARGETS[name]
@@ -63,11 +63,11 @@ def everything(names: list[str], scale: float, seed: int) -> int:
             found = process(engine, name, max(1, int(share * scale)), seed)
             if isinstance(found, str):
                 failed.append(f"{name} by {engine} (seed {seed}):\n{found}")
-                print(f"{name:<12}{engine:<12}  FAILED", flush=True)
+                print(f"{name:<15}{engine:<12}  FAILED", flush=True)
                 continue
             total += found.inputs
             print(
-                f"{name:<12}{engine:<12}{found.inputs:>10,}{found.seconds:>9.1f}{found.growth_mib:>12.1f}", flush=True
+                f"{name:<15}{engine:<12}{found.inputs:>10,}{found.seconds:>9.1f}{found.growth_mib:>12.1f}", flush=True
             )
             if found.growth_mib > GROWTH:
                 failed.append(f"{name} by {engine} (seed {seed}): memory grew by {found.growth_mib} MiB")

@@ -24,6 +24,7 @@ KEYS = (
     "name", "model", "network", "ready", "job", "error", "data", "units", "extension", "session", "request", "images",
     "estimate_only", "states", "terms", "software", "image", "unit", "beside", "in_flight", "model_commitment",
     "network_digest", "peer", "dataset", "reveal", "id", "reason", "path", "clear", "invite", "address", "limit",
+    "announcement",
 )  # fmt: skip
 # These start a process, a task that goes on, or end the daemon.
 HEAVY = ("model.add", "model.evaluate", "dataset.add", "offline.make", "session.watch", "doctor", "support")
@@ -44,7 +45,7 @@ class Handlers(Target):
         self._known = {
             "model": MODEL, "name": MODEL, "model_commitment": model.commitment, "network_digest": model.network.digest,
         }  # fmt: skip
-        self._calls: dict[str, Any] = dict(self._vendor.net._handlers)
+        self._calls: dict[str, Any] = {**self._vendor.net._handlers, **self._vendor.net._announcer.handlers}
         self._methods = {n: m for n, m in self._vendor.api.methods.items() if not n.startswith(HEAVY)}
 
     def seeds(self) -> Sequence[bytes]:

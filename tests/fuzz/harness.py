@@ -36,6 +36,7 @@ TARGETS: dict[str, tuple[tuple[str, ...], int, int]] = {
     "labels": (("mpcd.daemon.image.labels",), 6_000, 30_000),
     "settings": (("mpcd.daemon.config", "mpcd.daemon.sessions.policy"), 6_000, 15_000),
     "invites": (("mpcd.daemon.network.identity",), 6_000, 150_000),
+    "announcements": (("mpcd.daemon.network.rotation",), 4_000, 40_000),
     "networks": (("mpcd.protocol.network",), 4_000, 60_000),
     "numbers": (("mpcd.daemon.model.artifact",), 5_000, 20_000),
     "weights": (("mpcd.daemon.model.load",), 1_500, 4_000),
