@@ -7,13 +7,14 @@ approved) are short and printable.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import platform
 import re
 import threading
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ from mpcd.daemon.version import PROTOCOL_VERSION, software_digest, software_vers
 
 if TYPE_CHECKING:
     from mpcd.daemon.network.peers import Peer, Peers
+    from mpcd.daemon.network.rpc import Handler
     from mpcd.daemon.offline.ledger import Stock
     from mpcd.daemon.sessions.records import Session
 
@@ -166,35 +168,31 @@ class Audit:
 
     def refused(self, peer: str, what: str, code: str) -> None:
         """A peer (or, with the name STRANGERS, nobody's) asked for what it may not have."""
-        now = time.monotonic()
-        since, count = self._refusals.get(peer, (now, 0))
-        if now - since > HOUR:
-            self._flush_refusals(peer)
-            since, count = now, 0
-        self._refusals[peer] = since, count + 1
-        if count < REFUSALS:
-            self._note("refused", who=self.who(peer), what=_plain(what), code=_plain(code), count=1)
+        with self._lock:
+            now = time.monotonic()
+            since, count = self._refusals.get(peer, (now, 0))
+            if now - since > HOUR:
+                self._flush_refusals(peer)
+                since, count = now, 0
+            self._refusals[peer] = since, count + 1
+            if count < REFUSALS:
+                self._note("refused", who=self.who(peer), what=_plain(what), code=_plain(code), count=1)
 
     def _flush_refusals(self, peer: str) -> None:
         _, count = self._refusals.pop(peer)
         if count > REFUSALS:
             self._note("refused", who=self.who(peer), what="more", code="", count=count - REFUSALS)
 
-    def watching(
-        self, handlers: Mapping[str, Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]]
-    ) -> dict[str, Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]]:
+    def watching(self, handlers: Mapping[str, Handler]) -> dict[str, Handler]:
         """These handlers of a peer's calls, with their refusals in the log."""
-        from mpcd.daemon.context import aside  # which imports this module
 
-        def watched(
-            method: str, handler: Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
-        ) -> Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]:
+        def watched(method: str, handler: Handler) -> Handler:
             async def handle(peer: str, params: dict[str, Any]) -> dict[str, Any]:
                 try:
                     return await handler(peer, params)
                 except (Refused, ProtocolViolation) as error:
                     if error.code not in NOT_REFUSALS:
-                        await aside(self.refused, peer, method, error.code)
+                        await asyncio.to_thread(self.refused, peer, method, error.code)
                     raise
 
             return handle

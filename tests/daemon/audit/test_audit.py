@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -11,7 +12,11 @@ from typing import Any
 import pytest
 
 from mpcd.daemon.audit import chain
-from mpcd.daemon.errors import NotEnough, PeerError
+from mpcd.daemon.config import Timeouts
+from mpcd.daemon.errors import MpcdError, NotEnough, PeerError
+from mpcd.daemon.network import tls
+from mpcd.daemon.network.identity import Identity
+from mpcd.daemon.network.transport import dial
 from mpcd.daemon.service import Daemon
 from tests.daemon.two_daemons import DATASET, HOSPITAL, MODEL, VENDOR, Client, daemons
 
@@ -284,5 +289,23 @@ def test_entries_have_declared_fields_only(run: Run, tmp_path: Path) -> None:
             await until(lambda: entries(hospital, "peer.changed"))
             (told,) = entries(hospital, "peer.changed")
             assert (told["before"], told["who"]) == (old, {"peer": VENDOR, "fingerprint": new})
+
+    run(main())
+
+
+def test_strangers(run: Run, tmp_path: Path) -> None:
+    async def main() -> None:
+        async with daemons(tmp_path) as (vendor, _):
+            (tmp_path / "other").mkdir()
+            other = Identity.load_or_create(tmp_path / "other", "other")
+            context = tls.client_context(other, vendor.context.identity.certificate)
+            for _ in range(3):
+                with contextlib.suppress(MpcdError):
+                    connection = await dial("127.0.0.1", vendor.net.port, context, Timeouts())
+                    await connection.recv_frame(1000)
+            await until(lambda: entries(vendor, "refused"))
+            refused = entries(vendor, "refused")
+            assert {repr(e["who"]) for e in refused} == {"{}"}
+            assert {e["what"] for e in refused} == {"refused an unknown certificate"}
 
     run(main())
