@@ -21,6 +21,7 @@ SLOW = 1.0  # a beat so late is told in the log
 STALLED = 5.0  # without a beat for so long, the log says where the loop is
 KERNELS_STALLED = 900.0  # no kernel takes as long; a question to their threads waits at most for those before it
 REMEMBERED = 60.0
+DEPTH = 12  # frames of the stack that are told
 
 _log = log.get("pulse")
 
@@ -98,9 +99,9 @@ class Pulse:
             elif not told:
                 told = True
                 frame = sys._current_frames().get(self._loop_thread)
-                stack = traceback.extract_stack(frame)[-8:] if frame is not None else []
-                where = [f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in stack]
-                _log.error("the event loop does not turn", seconds=round(stalled, 1), where=where)
+                stack = traceback.extract_stack(frame) if frame is not None else []
+                where = [f"{os.path.basename(f.filename)}:{f.lineno} {f.name}" for f in stack if f.filename[0] != "<"]
+                _log.error("the event loop does not turn", seconds=round(stalled, 1), where=where[-DEPTH:])
 
 
 def _nothing() -> None:
