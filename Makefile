@@ -35,6 +35,7 @@ chaos: $(VENV)/installed
 fuzz: $(VENV)/installed
 	$(BIN)/pip install --quiet --editable '.[model,dev,fuzz]'
 	$(BIN)/python -m tests.fuzz $(FUZZ)
+	MPCD_TAMPER_ALL=1 $(BIN)/pytest tests/protocol/test_tampering.py
 
 # Everything that a machine without internet needs (docs/install.md); BUNDLE=model with torch.
 bundle: $(VENV)/installed
