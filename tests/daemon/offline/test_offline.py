@@ -261,6 +261,53 @@ def test_the_last_answer_is_lost(run, tmp_path, monkeypatch, answered):
     run(main())
 
 
+@pytest.mark.parametrize("lost", [True, False], ids=["word lost", "no word to come"])
+def test_a_comparison_settles_a_batch_that_waits(run, tmp_path, monkeypatch, lost):
+    """Not after READY_TIMEOUT: the data owner's lists say whether its word was lost, or will never come."""
+
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            _, theirs = clients(vendor, hospital)
+            call = hospital.net.call
+
+            async def lossy(peer, method, params, timeout=None):
+                if method == "offline.ready":
+                    raise LinkError("the link broke")
+                return await call(peer, method, params, timeout)
+
+            async def silent(peer, job, error):
+                """As a daemon that was killed."""
+
+            with monkeypatch.context() as patch:
+                patch.setattr(hospital.net, "call", lossy)
+                patch.setattr(hospital.offline._partner, "_tell", silent)
+                if not lost:
+                    fail_after(patch, hospital.context.ledger, "ready", 0, Crash("died here"))
+                with pytest.raises(PeerError):
+                    await theirs.call("offline.make", peer=VENDOR, model=MODEL, images=2)
+            async with asyncio.timeout(20):
+                while not all(batch.finished.is_set() for batch in vendor.offline._batches.values()):
+                    await asyncio.sleep(0.02)
+            assert len(vendor.offline._batches) == 1, "it waits"
+            assert len(await agreed(vendor, hospital)) == (2 if lost else 0)
+
+    run(main())
+
+
+def test_a_comparison_leaves_a_batch_in_the_making_alone(run, tmp_path):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            _, theirs = clients(vendor, hospital)
+            making = asyncio.create_task(theirs.call("offline.make", peer=VENDOR, model=MODEL, images=3))
+            model = await hospital.offline._catalogue.get(VENDOR, MODEL)
+            while not making.done():
+                await hospital.offline._agreement.sync(VENDOR, model)
+            assert (await making)["made"] == 3
+            assert len(await agreed(vendor, hospital)) == 3
+
+    run(main())
+
+
 def test_stopped_by_the_client(run, tmp_path):
     """Closing the connection stops it; the batch is burnt on both sides."""
 
