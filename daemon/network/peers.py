@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mpcd.daemon.config import NAME, NAME_RULE, join_address, split_address
+from mpcd.daemon.database import NewerState
 from mpcd.daemon.errors import BadInput, CertificateChanged, Conflict, NotFound
 from mpcd.daemon.files import write_private
 from mpcd.daemon.network.authority import is_for
@@ -180,6 +181,8 @@ class Peers:
             raise PeersError(f"{self._file} cannot be read: {error.strerror}") from error
         try:
             table: Any = json.loads(text)
+            if type(table["format"]) is int and table["format"] > FORMAT:
+                raise NewerState.of(self._file, table["format"], FORMAT)
             if table["format"] not in (1, FORMAT):
                 raise ValueError("unknown format")
             peers = {}

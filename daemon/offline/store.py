@@ -60,8 +60,9 @@ class UnitStore:
             return UnitReader(self.root / spent.unit.hex(), spent, party)
 
     def complete(self, unit: bytes) -> bool:
+        """Whether its files are there, in the format that this mpcd reads: an upgrade may have left others."""
         folder = self.root / unit.hex()
-        return (folder / _MATRIX).is_file() and any((folder / name).is_file() for name in (_PADS, _SEEDS))
+        return _ours(folder / _MATRIX) and any(_ours(folder / name) for name in (_PADS, _SEEDS))
 
     def is_compact(self, unit: bytes) -> bool:
         folder = self.root / unit.hex()
@@ -256,6 +257,14 @@ class UnitReader:
             for file in self._files:
                 file.close()
             self._files = []
+
+
+def _ours(path: Path) -> bool:
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(_MAGIC)) == _MAGIC
+    except OSError:
+        return False
 
 
 def _header(file: BinaryIO, unit: bytes) -> bytes:

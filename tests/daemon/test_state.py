@@ -14,6 +14,7 @@ import pytest
 from mpcd.daemon import state
 from mpcd.daemon.config import Config, Listen, Paths
 from mpcd.daemon.database import NewerState
+from mpcd.daemon.network.peers import Peers
 from mpcd.daemon.service import Daemon
 from mpcd.daemon.version import software_version
 
@@ -89,6 +90,12 @@ def test_a_newer_folder_is_refused_untouched(tmp_path: Path) -> None:
     assert "upgrade mpcd on this machine" in done.stderr
     assert "Traceback" not in done.stderr
     assert {file.name for file in folder.iterdir()} == {state.FILE_NAME, "lock", "run"}
+
+
+def test_newer_peers_are_not_damaged_ones(tmp_path: Path) -> None:
+    (tmp_path / "peers.json").write_text('{"format": 99, "peers": "whatever"}')
+    with pytest.raises(NewerState, match=r"peers\.json was written by a newer mpcd"):
+        Peers(tmp_path / "peers.json")
 
 
 def test_the_daemon_brings_its_folder_up(tmp_path: Path) -> None:

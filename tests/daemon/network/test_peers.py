@@ -89,7 +89,7 @@ def test_watchers_hear_of_changes_until_they_stop(store, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "damage", [lambda t: t[: len(t) // 2], lambda t: "[]", lambda t: t.replace('"format": 2', '"format": 3')]
+    "damage", [lambda t: t[: len(t) // 2], lambda t: "[]", lambda t: t.replace('"format": 2', '"format": 0')]
 )
 def test_damaged_store_is_refused_not_emptied(store, tmp_path, damage):
     store.add(identity(tmp_path, "vendor").invite("vendor"))

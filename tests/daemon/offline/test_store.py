@@ -15,6 +15,7 @@ import pytest
 from mpcd.daemon.errors import NotEnough
 from mpcd.daemon.offline.expansion import Expansion
 from mpcd.daemon.offline.ledger import Ledger, LedgerError, Stock
+from mpcd.daemon.offline.recovery import recover
 from mpcd.daemon.offline.store import UnitReader, UnitStore
 from mpcd.protocol import lockstep, matrix_triple
 from mpcd.protocol.channel import Channel
@@ -222,6 +223,17 @@ def test_swapped_units(store, ledger):
     b.rename(a)
     with pytest.raises(CorrelationError, match="another unit"):
         store.open(ledger.spend(UNIT, "s", 0), 0)
+
+
+@pytest.mark.parametrize("name", ["matrix.bin", "pads.bin"])
+def test_a_unit_of_another_format_is_given_up_at_the_start(store, ledger, name):
+    write(store, ledger, 0)
+    with open(store.root / UNIT.hex() / name, "r+b") as file:
+        file.write(b"mpcdunt2")
+    assert not store.complete(UNIT)
+    recover(ledger, store)
+    assert ledger.state(UNIT) == "burnt"
+    assert not list(store.root.iterdir())
 
 
 def test_sweep(store, ledger):
