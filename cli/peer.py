@@ -49,6 +49,8 @@ def list_peers(session: output.Session) -> None:
             "no peers; `mpcctl peer add INVITE` adds one",
         )
         for p in result["peers"]:
+            if not p["knows_key"]:
+                click.echo(f"{p['name']}: has not heard of this daemon's new key yet; it is told when it connects")
             if p["error"]:
                 click.echo(f"{p['name']}: {p['error']}" + (f"\n    {p['hint']}" if p["hint"] else ""))
                 if p["retry"] is not None:

@@ -145,6 +145,7 @@ class Api:
             "known_by": peer.known_by,
             "ca_name": peer.ca_name or None,
             "expires": status.expires,
+            "knows_key": self._context.identity.known_to(peer.id),
             "address": peer.address or None,
             "added": peer.added,
             "connected": status.connected,

@@ -119,6 +119,10 @@ class Keys:
         pair = (self.previous, self.current)
         return pair if peer in self.rotation.pending else pair[::-1]
 
+    def known_to(self, peer: str) -> bool:
+        """Whether the peer of this id has heard of the present key, as far as we know."""
+        return self.rotation is None or peer not in self.rotation.pending
+
     def refresh(self) -> None:
         """CA mode: read the files again if they changed."""
         if not self.by_authority or self._tls is None:

@@ -12,8 +12,8 @@ import pytest
 from tests.system.two_parties import BIN, VENDOR, Pair
 
 PEER = {
-    "name", "fingerprint", "known_by", "ca_name", "expires", "address", "added", "connected", "error", "hint",
-    "attempts", "retry",
+    "name", "fingerprint", "known_by", "ca_name", "expires", "knows_key", "address", "added", "connected", "error",
+    "hint", "attempts", "retry",
 }  # fmt: skip
 KEY = {"mode", "fingerprint", "expires", "rotation"}
 MODEL = {

@@ -93,6 +93,7 @@ def test_a_session_goes_on_after_one_side_changed_its_key_while_the_other_was_aw
             stays = ours if changes == VENDOR else theirs
             shown = (await stays.call("key.rotate"))["key"]
             assert shown["rotation"]["pending"] == [other]
+            assert [p["knows_key"] for p in (await stays.call("peer.list"))["peers"]] == [False]
             assert shown["rotation"]["until"] - shown["rotation"]["started"] == pytest.approx(30 * 86400)
             status = await stays.call("status")
             assert status["key"] == shown
