@@ -23,6 +23,7 @@ import numpy as np
 from mpcd.daemon import log
 from mpcd.daemon.control.jobs import Job
 from mpcd.daemon.version import software_digest
+from mpcd.kernels import aes
 from mpcd.protocol import executor, lockstep, preprocessing
 from mpcd.protocol.channel import Channel
 from mpcd.protocol.correlations import MatrixNeed, Need
@@ -75,6 +76,7 @@ class Kernels:
         done = await asyncio.to_thread(_mark)
         if done is not None and done.exists():
             self.done = STEPS
+            await asyncio.to_thread(first_kernel)
             self.ready.set()
             return
         process = await asyncio.create_subprocess_exec(
@@ -87,12 +89,18 @@ class Kernels:
             if status := await process.wait():
                 _log.warning("kernels could not be compiled ahead", status=status)
             else:
+                await asyncio.to_thread(first_kernel)
                 _log.info("kernels ready", seconds=round(time.monotonic() - began, 1))
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
             self.ready.set()
+
+
+def first_kernel() -> None:
+    """With its first kernel Numba loads much of itself: in a thread, so that the event loop does not stand still."""
+    aes.expand_key(np.zeros(16, np.uint8))
 
 
 class _Unit:

@@ -50,3 +50,23 @@ def test_failing_to_warm_stops_nobody(monkeypatch):
         assert kernels.ready.is_set()
 
     asyncio.run(main())
+
+
+def test_what_numba_loads_with_its_first_kernel_is_there_when_jobs_begin():
+    """Else the first session's first step would do it on the event loop, which stood still for seconds."""
+    code = """
+import asyncio, os, sys
+from pathlib import Path
+from mpcd.daemon import warm
+from mpcd.kernels import aes
+done = warm.mark(Path(os.environ["NUMBA_CACHE_DIR"]))
+fresh = not done.exists()
+done.touch()
+assert not aes.expand_key.overloads
+asyncio.run(warm.Kernels().run())
+if fresh:
+    done.unlink()
+assert aes.expand_key.overloads
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
