@@ -186,8 +186,9 @@ class Running:
                 await aside(self._admission.check, records.get(id))
                 count = min(BATCH, len(missing))
                 await self._offline.make_batch(peer, model, count, job, id, total - len(missing), total)
-        if missing:
-            return  # it is too late in the day: asked again, both sides say until when
+        if missing:  # it is too late in the day: asked again, both sides say until when
+            await self._live.sleep(id, MARGIN)
+            return
         _log.info("session done", session=id)
         await self._news.end(id, "done", "")
 

@@ -161,7 +161,9 @@ class Serving:
 
     def _by_a_rule(self, policy: Policy, session: Session) -> bool:
         terms = session.terms
-        if terms.expires <= time.time():
+        try:
+            check_terms(policy, terms)  # the policy may have been another one when this was proposed
+        except Refused:
             return False
         for rule in policy.rules:
             if rule.covers(session.peer, terms.model, terms.reveal, terms.images):
