@@ -28,7 +28,9 @@ def audit() -> None:
 
 
 @audit.command()
-@click.option("--file", type=click.Path(exists=True, path_type=Path), help="A copy, or a folder of segments; no daemon.")
+@click.option(
+    "--file", type=click.Path(exists=True, path_type=Path), help="A copy, or a folder of segments; no daemon."
+)
 @click.option("--peer-file", type=click.Path(exists=True, path_type=Path), help="With --file: the other side's log.")
 @click.option("--head", metavar="SEQ:HASH", help="With --file: an entry noted earlier, which must be in it.")
 @click.option("--part", is_flag=True, help="With --file: it may begin with a later entry than the first.")
