@@ -7,7 +7,7 @@ export OPENBLAS_NUM_THREADS ?= 1
 export OMP_NUM_THREADS ?= 1
 export NUMBA_NUM_THREADS ?= 1
 
-.PHONY: demo test chaos fuzz format clean bundle bundle-test
+.PHONY: demo test chaos fuzz soak format clean bundle bundle-test
 
 $(VENV)/installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -30,6 +30,10 @@ test: $(VENV)/installed
 chaos: $(VENV)/installed
 	MPCD_CRASHES=60 $(BIN)/pytest tests/system/test_crash_making.py
 	$(BIN)/python -m tests.chaos $(CHAOS)
+
+# Eight hospitals, 1,000 sessions, 20,000 files and half an hour; SOAK='--minutes 5 --json'.
+soak: $(VENV)/installed
+	$(BIN)/python -m tests.soak $(SOAK)
 
 # A million inputs to everything that decodes what others wrote; FUZZ='--scale 0.1 --targets frames,dicoms --seed 7'.
 fuzz: $(VENV)/installed
