@@ -110,6 +110,7 @@ def test_what_the_daemon_s_sandbox_holds_back(tmp_path: Path) -> None:
     (tmp_path / "state").mkdir()
     os.chown(tmp_path / "state", sandbox.UID, sandbox.UID)
     box = Box(tmp_path, "mpcd.service", [tmp_path / "state"], [])
+    private = f"/tmp/{os.urandom(8).hex()}"
     code = f"""
 import os, resource, socket
 from pathlib import Path
@@ -131,14 +132,14 @@ Path({str(tmp_path / "state" / "mine")!r}).write_text("x")
 assert Path("/proc/meminfo").read_text(), "psutil reads it"
 for place in ({str(ROOT)!r}, "/etc", "/usr", "/run", "/dev", "/home"):
     assert held((Path(place) / "x").write_text, "x") in (13, 30), place
-Path("/tmp/x").write_text("private")
+Path({private!r}).write_text("private")
 assert not Path("/root/.bashrc").exists() and not list(Path("/home").iterdir())
 assert held(socket.socket, socket.AF_NETLINK, socket.SOCK_RAW) == 1
 assert held(socket.socket, socket.AF_PACKET, socket.SOCK_RAW) == 1
 socket.socket(socket.AF_INET6).close()
 assert call("unshare", 0x10000000) == 1 and call("mount", b"x", b"/mnt", b"tmpfs", 0, None) == 1
 assert call("ptrace", 0, 0, 0, 0) == 1 and call("swapoff", b"/x") == 1
-assert held(os.chown, "/tmp/x", 0, 0) == 1
+assert held(os.chown, {private!r}, 0, 0) == 1
 assert held(os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1)) == 1
 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 assert not any(entry.isdigit() and int(entry) != os.getpid() for entry in os.listdir("/proc")), "others' processes"
@@ -148,7 +149,7 @@ assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == 8192
     done = box.run(sys.executable, "-c", code)
     assert done.returncode == 0, done.stderr
     assert {file.name for file in (tmp_path / "state").iterdir()} == {"mine"}
-    assert not Path("/tmp/x").exists(), "its /tmp is its own"
+    assert not Path(private).exists(), "its /tmp is its own"
 
 
 def test_what_mpcctl_s_sandbox_holds_back(tmp_path: Path) -> None:
