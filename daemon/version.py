@@ -13,8 +13,8 @@ import mpcd.protocol
 
 # Of everything two daemons say to each other, raised with every change of it: the newest version that this daemon
 # speaks, and the oldest. Two daemons take the highest that both speak (daemon/network/greeting.py).
-PROTOCOL_VERSION = 1
-OLDEST_PROTOCOL = 1
+PROTOCOL_VERSION = 2
+OLDEST_PROTOCOL = 2
 
 
 @functools.cache

@@ -73,9 +73,9 @@ class Layout:
     """Blocks and tree for numbers of ``bits`` bits, 1 <= bits <= 64, with a node of the bits below ``edge``, if given.
 
     As few blocks as possible, as equal as possible, the wider ones low. Tables grow with 2^m: with blocks of 4 a
-    comparison of 16 bits moves 135 bits and takes 22 COTs, with these 105 and 24, with blocks of 2 97 and 30. In each level
-    neighbours pair up from the low end, an odd one is carried up; the blocks below the edge pair among themselves
-    until they are one node.
+    comparison of 16 bits moves 135 bits and takes 22 COTs, with these 105 and 24, with blocks of 2 97 and 30. In each
+    level neighbours pair up from the low end, an odd one is carried up; the blocks below the edge pair among
+    themselves until they are one node.
     """
 
     bits: int

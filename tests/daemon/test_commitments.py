@@ -99,7 +99,7 @@ def test_what_is_no_opening(verify, opening):
 
 
 def test_another_than_asked_for(opened, verify):
-    with pytest.raises(CommitmentError, match="opens .*, not ") as wrong:
+    with pytest.raises(CommitmentError, match=r"opens .*, not ") as wrong:
         verify(opened["model"][0], opened["data set"][2])
     assert wrong.value.exit_status == 9
 
