@@ -39,6 +39,7 @@ class Steps:
     def begin(self) -> None:
         self._begun = True
         self._counts.clear()
+        self._dies_at = ("", 0)  # an order is for one batch, also when that had fewer steps
         if self._order.exists():
             step, number = self._order.read_text().splitlines()
             self._dies_at = (step, int(number))
