@@ -721,7 +721,9 @@ def hello(side, **changes):
     return {**fields, **changes}
 
 
-@pytest.mark.parametrize(("version", "who"), [(2, "this daemon must be upgraded"), (0, "alpha must be upgraded")])
+@pytest.mark.parametrize(
+    ("version", "who"), [(greeting.PROTOCOL_VERSION + 1, "this daemon must be upgraded"), (0, "alpha must be upgraded")]
+)
 def test_acceptor_refuses_another_version_and_says_who_must_upgrade(run, sides, version, who):
     a, b = sides
     b.knows(a, "")
@@ -763,9 +765,9 @@ def test_dialer_refuses_another_version_and_says_who_must_upgrade(run, sides, mo
         b"",
         [],
         {},
-        {"protocol": "1"},
-        {"protocol": 1},
-        {"protocol": 1, "name": 5},
+        {"protocol": str(greeting.PROTOCOL_VERSION)},
+        {"protocol": greeting.PROTOCOL_VERSION},
+        {"protocol": greeting.PROTOCOL_VERSION, "name": 5},
         {"newest": "1"},
         {"newest": 0},
         {"newest": True},

@@ -16,6 +16,7 @@ from mpcd.daemon.network.peers import Peers
 from mpcd.daemon.sessions import lanes, running, serving
 from mpcd.daemon.sessions.records import MOST_AGAIN
 from mpcd.daemon.sessions.terms import Terms
+from mpcd.daemon.version import PROTOCOL_VERSION
 from tests.daemon.two_daemons import (
     DATASET,
     HOSPITAL,
@@ -274,7 +275,7 @@ def test_a_budget_is_not_raced(run, tmp_path, monkeypatch):
             policy = f'[[allow]]\npeer = "{HOSPITAL}"\nmodel = "{MODEL}"\nmax_images = 4\nbudget = 9\n'
             (vendor.context.paths.state / "policy.toml").write_text(policy)
             model = await hospital.offline._catalogue.get(VENDOR, MODEL)
-            terms = Terms.of(model, 4, "scores", "d" * 64, 1, int(time.time()) + 600).as_dict()
+            terms = Terms.of(model, 4, "scores", "d" * 64, PROTOCOL_VERSION, int(time.time()) + 600).as_dict()
             calls = [
                 hospital.net.call(VENDOR, "session.propose", {"session": f"{i:032x}", "terms": terms, "software": "x"})
                 for i in range(serving.MOST_PROPOSED + 10)
