@@ -117,15 +117,7 @@ def leaf_messages(
         for i in range(count):
             digits[i] = np.uint32((a[64 * w + i] >> np.uint64(shift)) & digit_mask)
             table[i] = pads[64 * w + i]
-        # Entry j takes the pad of entry j xor d: for each set bit of d, entries 2^t apart change places.
-        if width > 0:
-            _swap(table, corrections[0, w], 2, np.uint32(0x33333333))
-        if width > 1:
-            _swap(table, corrections[1, w], 4, np.uint32(0x0F0F0F0F))
-        if width > 2:
-            _swap(table, corrections[2, w], 8, np.uint32(0x00FF00FF))
-        if width > 3:
-            _swap(table, corrections[3, w], 16, np.uint32(0x0000FFFF))
+        _move(table, corrections, w)
         for i in range(64):
             twice = digits[i] + digits[i]
             truth = (np.uint32(0x55555554) << twice) | (np.uint32(2) << twice)
@@ -155,23 +147,29 @@ def leaf_pads_in_place(
     (uses, n): entry j is the pad of entry j xor d. No branch or index depends on pads.
     """
     n, uses = pads.shape
-    width = corrections.shape[0]
     table = np.zeros(64, np.uint32)
     for w in range((n + 63) // 64):
         count = min(64, n - 64 * w)
         for use in range(uses):
             for i in range(count):
                 table[i] = pads[64 * w + i, use]
-            if width > 0:
-                _swap(table, corrections[0, w], 2, np.uint32(0x33333333))
-            if width > 1:
-                _swap(table, corrections[1, w], 4, np.uint32(0x0F0F0F0F))
-            if width > 2:
-                _swap(table, corrections[2, w], 8, np.uint32(0x00FF00FF))
-            if width > 3:
-                _swap(table, corrections[3, w], 16, np.uint32(0x0000FFFF))
+            _move(table, corrections, w)
             for i in range(count):
                 out[use, 64 * w + i] = table[i]
+
+
+@njit(cache=True, nogil=True)
+def _move(table: npt.NDArray[np.uint32], corrections: npt.NDArray[np.uint64], w: int) -> None:
+    """Entry j takes the pad of entry j xor d: for each set bit of d, entries 2^t apart change places."""
+    width = corrections.shape[0]
+    if width > 0:
+        _swap(table, corrections[0, w], 2, np.uint32(0x33333333))
+    if width > 1:
+        _swap(table, corrections[1, w], 4, np.uint32(0x0F0F0F0F))
+    if width > 2:
+        _swap(table, corrections[2, w], 8, np.uint32(0x00FF00FF))
+    if width > 3:
+        _swap(table, corrections[3, w], 16, np.uint32(0x0000FFFF))
 
 
 @njit(cache=True, nogil=True)
