@@ -16,6 +16,7 @@ import os
 import random
 import ssl
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
@@ -131,9 +132,8 @@ class _PeerState:
         self.changed = asyncio.Event()
 
     def open_channels(self) -> int:
-        self.channels = {c for c in self.channels if c.failure is None}
         self.arrived = {job: c for job, c in self.arrived.items() if c.failure is None}
-        return len(self.channels) + len(self.arrived)
+        return sum(c.failure is None for c in self.channels) + len(self.arrived)
 
 
 class PeerNetwork:
@@ -648,7 +648,9 @@ class PeerNetwork:
                 before.abort()
             state.arrived[theirs.job] = connection
             state.notify()
-            asyncio.get_running_loop().call_later(UNCLAIMED, _drop_unclaimed, state, theirs.job, connection)
+            asyncio.get_running_loop().call_later(
+                UNCLAIMED, _drop_unclaimed, state, theirs.job, weakref.ref(connection)
+            )
         except Refused as error:
             await self._refuse(connection, error)
         except MpcdError:
@@ -710,6 +712,7 @@ class PeerNetwork:
             connection.abort()
             raise self._unreachable(state)
         state.channels.add(connection)
+        connection.when_closed(state.channels.discard)
         state.traffic.count(connection)
         connection.limit_bandwidth(self._bandwidth)
         return connection
@@ -734,9 +737,10 @@ def _ours_wins(connection: Connection) -> bool:
     return connection.shown_fingerprint < connection.peer_fingerprint
 
 
-def _drop_unclaimed(state: _PeerState, job: bytes, connection: Connection) -> None:
-    """A data connection that nobody here asked for."""
-    if state.arrived.get(job) is connection:
+def _drop_unclaimed(state: _PeerState, job: bytes, arrived: weakref.ref[Connection]) -> None:
+    """A data connection that nobody here asked for. One that has ended must not stay in memory for that question."""
+    connection = arrived()
+    if connection is not None and state.arrived.get(job) is connection:
         del state.arrived[job]
         connection.abort(LinkError("nobody here asked for this data connection"))
 

@@ -214,6 +214,10 @@ class Connection(asyncio.BufferedProtocol):
             finally:
                 self.abort()
 
+    def when_closed(self, forget: Callable[[Connection], None]) -> None:
+        """``forget(self)`` soon after the connection is gone, also if it is already."""
+        self._closed.add_done_callback(lambda _: forget(self))
+
     def abort(self, error: Exception | None = None) -> None:
         """Drop the connection now. ``error`` is what readers and writers get."""
         self._fail(error or LinkError("this connection was closed on this side"))
@@ -250,6 +254,7 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         if not self._closed.done():
             self._closed.set_result(None)
+        self._ciphertext = memoryview(b"")
         for timer in (self._watchdog, self._throttled):
             if timer is not None:
                 timer.cancel()

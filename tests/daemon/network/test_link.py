@@ -1,10 +1,12 @@
 import asyncio
 import contextlib
 import dataclasses
+import gc
 import os
 import socket
 import ssl
 import time
+import weakref
 
 import msgpack
 import pytest
@@ -651,7 +653,7 @@ def test_tasks_are_bounded_while_strangers_come_and_none_is_left(run, identities
                     writers.append(writer)
             await asyncio.sleep(0.1)
             # A task for each place, and for those that are being dropped.
-            assert len(asyncio.all_tasks()) - before <= 2 * 16
+            await until(lambda: len(asyncio.all_tasks()) - before <= 2 * 16)
             async with up(two):
                 await linked(one, two)
             await until(lambda: len(asyncio.all_tasks()) <= before + 1)
@@ -857,6 +859,37 @@ def test_messages_and_their_bytes_are_read_no_faster_than_agreed(run, identities
 
 
 # Data connections.
+
+
+@pytest.mark.parametrize("who_dials", ["a", "b"])
+def test_a_data_connection_that_ended_is_forgotten(run, sides, who_dials):
+    """By whoever dialled: a daemon has thousands in a night."""
+    a, b = sides
+    meet(a, b, who_dials)
+    ended = []
+
+    async def main():
+        async with up(a, b):
+            await linked(a, b)
+            for _ in range(5):
+                job = os.urandom(16)
+                ends = await asyncio.gather(a.net.open_channel("beta", job), b.net.open_channel("alpha", job))
+                ended.extend(map(weakref.ref, ends))
+                await asyncio.gather(*(end.close() for end in ends))
+                del ends
+            states = a.net._states["beta"], b.net._states["alpha"]
+            await until(lambda: not any(state.channels or state.arrived for state in states))
+            a.net.status("beta"), b.net.status("alpha")
+            for state in states:
+                state.traffic.moved()
+
+            def gone():
+                gc.collect()
+                return all(end() is None for end in ended)
+
+            await until(gone)
+
+    run(main())
 
 
 @pytest.mark.parametrize("who_dials", ["a", "b", "both"])
