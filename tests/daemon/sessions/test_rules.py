@@ -10,6 +10,7 @@ import time
 import pytest
 
 from mpcd.daemon.errors import PeerError
+from mpcd.daemon.files import write_private
 from mpcd.daemon.network.identity import Identity
 from mpcd.daemon.offline import making
 from mpcd.daemon.offline.capacity import BATCH
@@ -38,7 +39,8 @@ class Two:
         self.data_owner = Client(hospital.context.paths.control_socket)
 
     def policy(self, side, text):
-        {VENDOR: self.vendor, HOSPITAL: self.hospital}[side].context.policy_file.write_text(text)
+        """At once: a policy read while half of it is written is another policy."""
+        write_private({VENDOR: self.vendor, HOSPITAL: self.hospital}[side].context.policy_file, text.encode())
 
     async def start(self, **given):
         return (await self.data_owner.call("session.start", **{**START, **given}))["session"]
