@@ -106,7 +106,9 @@ class Chaos:
             self._account()
             assert pair.stop() == [0, 0]
             for party in pair.both:
-                assert "Traceback" not in party.log.read_text(), f"{party.log} has a traceback"
+                said = party.log.read_text()
+                at = said.find("Traceback")
+                assert at < 0, f"{party.log} has a traceback: {said[max(0, at - 1000) : at + 4000]}"
         except BaseException:
             self._say(f"failed with --seed {tally.seed} after {tally.kills} kills\n{pair.logs()}")
             raise
