@@ -87,8 +87,8 @@ class LinkSpeed:
 
     async def both_ways(self, peer: str) -> tuple[Speed, float]:
         """Measured anew: towards the peer, and bytes a second from it. Raises LinkError, PeerError."""
-        speed = await self._measure(peer)
-        self._measured[peer] = (speed, time.monotonic())
+        self._measured.pop(peer, None)
+        speed = await self.measure(peer)
         fastest = min([await self._probe(peer, b"", PROBE) for _ in range(PROBES)])
         return speed, _rate(fastest - speed.round_trip)
 
