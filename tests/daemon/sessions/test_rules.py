@@ -77,11 +77,11 @@ def between(run, tmp_path, use, **settings):
     return run(asyncio.wait_for(main(), 120))
 
 
-def closed_hours():
-    """Hours that are not now, nor in the next hours."""
+def closed_hours(after=6):
+    """The hour that begins ``after`` hours from now."""
     now = datetime.datetime.now()
-    first, end = (now + datetime.timedelta(hours=6)), (now + datetime.timedelta(hours=7))
-    return f'[hours]\nallow = ["{first:%H:%M}-{end:%H:%M}"]\n'
+    first, end = (f"{now + datetime.timedelta(hours=hours):%H:%M}" for hours in (after, after + 1))
+    return f'[hours]\nallow = ["{first}-{end}"]\n'
 
 
 # What an approval binds
@@ -156,6 +156,9 @@ def test_an_upgrade_between_approval_and_end(run, tmp_path, side, upgraded):
             await two.reason(session["id"], "lets work run")
             context = {VENDOR: two.vendor, HOSPITAL: two.hospital}[upgraded].context
             before, context.software = context.software, "upgraded"
+            later = closed_hours(after=9)
+            two.policy(side, later)
+            await two.reason(session["id"], later.split('"')[1])  # what was asked before the upgrade is answered
             two.policy(side, policy)
             ends = await two.end(session["id"])
             assert {end.state for end in ends} == {state}
