@@ -5,7 +5,8 @@ in one transaction together with its count, so that a crash leaves the file befo
 Before the first step on a file that holds something, a copy is put beside it (``NAME.format-N``): the way back, should
 an older mpcd have to run again. A file with more steps than this mpcd knows is refused.
 
-``synchronous=FULL``: when a transaction returns, it is on the disk. Thread-safe.
+``synchronous=FULL``: when a transaction returns, it is on the disk. Thread-safe; a query does not wait for others'
+transactions, and so not for the disk.
 """
 
 from __future__ import annotations
@@ -54,20 +55,23 @@ class Database:
     ) -> None:
         self.path = path
         self._refusal = refusal
-        self._lock = threading.RLock()
-        self._db = _connect(path)
+        self._lock, self._reading = threading.RLock(), threading.Lock()
+        self._writer: int | None = None  # the thread whose transaction is open
+        self._db, self._reader = _connect(path), _connect(path)
         try:
             os.chmod(path, 0o600)
-            self._db.row_factory = sqlite3.Row
             with self._naming_errors():
                 self._db.execute("PRAGMA synchronous = FULL")
                 self._migrate(steps)
                 self._db.execute("PRAGMA journal_mode = WAL")
+                self._reader.execute("PRAGMA query_only = ON")
         except BaseException:
-            self._db.close()
+            self.close()
             raise
 
     def close(self) -> None:
+        with self._reading:
+            self._reader.close()
         with self._lock:
             self._db.close()
 
@@ -82,6 +86,7 @@ class Database:
         """All of it or nothing. Raises NotEnough when the disk is full, and what ``refusal`` makes."""
         with self._lock, self._naming_errors():
             self._db.execute("BEGIN IMMEDIATE")
+            self._writer = threading.get_ident()
             try:
                 yield self._db
                 self._db.execute("COMMIT")
@@ -89,11 +94,18 @@ class Database:
                 if self._db.in_transaction:
                     self._db.execute("ROLLBACK")
                 raise
+            finally:
+                self._writer = None
 
     def query(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
-        """All rows; each is a tuple, and knows its columns' names."""
-        with self._lock:
+        """All rows, as of the last transaction, or of this thread's own if it is in one.
+
+        Each is a tuple, and knows its columns' names.
+        """
+        if self._writer == threading.get_ident():
             return self._db.execute(sql, values).fetchall()
+        with self._reading:
+            return self._reader.execute(sql, values).fetchall()
 
     def _migrate(self, steps: Sequence[Step]) -> None:
         before = _format(self._db)
@@ -163,4 +175,6 @@ def _connect(path: Path) -> sqlite3.Connection:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise CannotWrite.of(path, error) from error
-    return sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
+    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
+    db.row_factory = sqlite3.Row
+    return db

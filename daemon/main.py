@@ -16,6 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
     from mpcd.daemon.service import Daemon
 
 STATUS_INTERVAL = 5.0
+ASIDE = 32  # threads that wait for the disk (context.aside): every session's writes, and whoever asks meanwhile
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -131,6 +133,7 @@ def _prepare(paths: Paths, config: Config) -> None:
 
 async def _serve(daemon: Daemon, load: Callable[[], Config], set_log: Callable[[Config], None]) -> None:
     loop = asyncio.get_running_loop()
+    loop.set_default_executor(ThreadPoolExecutor(ASIDE, "aside"))
     stop, again = asyncio.Event(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)

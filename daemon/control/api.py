@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import time
@@ -24,7 +25,6 @@ from mpcd.daemon.library import Model
 from mpcd.daemon.network.identity import Invite
 from mpcd.daemon.network.peers import Peer
 from mpcd.daemon.offline import capacity
-from mpcd.daemon.offline.ledger import Stock
 from mpcd.daemon.offline.making import Offline
 from mpcd.daemon.operations.checks import OK
 from mpcd.daemon.operations.operations import Operations
@@ -99,8 +99,10 @@ class Api:
     async def status(self) -> Result:
         """What the daemon is doing, what it has, and how it is."""
         context = self._context
-        health = await self._operations.health()
-        sessions = await aside(context.records.open)
+        # At once: each of them waits for a thread, and all of them for whatever computes.
+        health, sessions, disk_free, stocks = await asyncio.gather(
+            self._operations.health(), self._open_sessions(), aside(context.store.free_bytes), self._stocks(None, None)
+        )
         return {
             "version": software_version(),
             "protocol_version": PROTOCOL_VERSION,
@@ -113,15 +115,18 @@ class Api:
             "started": self._started,
             "threads": context.threads,
             "memory_available_bytes": psutil.virtual_memory().available,
-            "disk_free_bytes": await aside(context.store.free_bytes),
+            "disk_free_bytes": disk_free,
             "kernels": context.kernels.describe(),
             "peers": [self._peer(peer) for peer in context.peers.list()],
-            "units": await self._stocks(None, None),
-            "sessions": await self._sessions.describe(sessions),
+            "units": stocks,
+            "sessions": sessions,
             "jobs": self._jobs(),
             "health": [check.as_dict() for check in health],
             "warnings": [check.text for check in health if check.level != OK],
         }
+
+    async def _open_sessions(self) -> list[Result]:
+        return await self._sessions.describe(await aside(self._context.records.open))
 
     async def _id(self, params: Params, job: Job) -> Result:
         params.end()
@@ -354,9 +359,11 @@ class Api:
         """What the ledger has, by names where they are known."""
         context = self._context
         peers = {p.id: p.name for p in context.peers.list()}
-        models = await aside(context.library.names) | await aside(context.records.models) | self._catalogue.names
+        ours, asked, stocks = await asyncio.gather(
+            aside(context.library.names), aside(context.records.models), aside(context.ledger.counts)
+        )
+        models = ours | asked | self._catalogue.names
         found = []
-        stocks: dict[Stock, dict[str, int]] = await aside(context.ledger.counts)
         for stock, counts in stocks.items():
             entry = {
                 "peer": peers.get(stock.peer, stock.peer[:16]),

@@ -37,16 +37,22 @@ class Live:
     async def health(self) -> list[Check]:
         """One line each; cheap enough to be asked for all the time."""
         context = self._context
+        policy, disk, certificates, ledger = await asyncio.gather(
+            aside(folder.policy, context.paths),
+            aside(folder.disk, context.paths, context.config),
+            self._certificates(),
+            self._ledger(),
+        )
         return [
             self._kernels(),
             self._loop(),
             *self._peers(),
             *self._strangers(),
-            await aside(folder.policy, context.paths),
-            await aside(folder.disk, context.paths, context.config),
-            await self._certificates(),
+            policy,
+            disk,
+            certificates,
             *self._rotation(),
-            await self._ledger(),
+            ledger,
         ]
 
     def _kernels(self) -> Check:

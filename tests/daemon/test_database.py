@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -57,8 +59,9 @@ def test_a_new_file(tmp_path: Path) -> None:
     with closing(Database(tmp_path / "a.sqlite", STEPS)) as db:
         assert [tuple(row) for row in db.query("SELECT * FROM a")] == [(1, "old"), (2, "new")]
         assert db.format == 2
-        assert db.query("PRAGMA journal_mode")[0][0] == "wal"
-        assert db.query("PRAGMA synchronous")[0][0] == 2
+        with db.transaction() as inside:
+            assert inside.execute("PRAGMA journal_mode").fetchone()[0] == "wal"
+            assert inside.execute("PRAGMA synchronous").fetchone()[0] == 2
         for file in tmp_path.iterdir():
             assert stat.S_IMODE(file.stat().st_mode) == 0o600, file
     assert [file.name for file in tmp_path.iterdir()] == ["a.sqlite"], "nothing to copy before the first step"
@@ -138,13 +141,30 @@ def test_a_copy_that_a_crash_cut_short_is_made_anew(tmp_path: Path) -> None:
     assert {file.name for file in tmp_path.iterdir()} == {"a.sqlite", "a.sqlite.format-1"}
 
 
+def test_queries_see_what_is_written_and_wait_for_nobody(tmp_path: Path) -> None:
+    """A thread in a transaction sees its own; the others what was before, at once, and what is written afterwards."""
+    with closing(Database(tmp_path / "a.sqlite", STEPS)) as db, ThreadPoolExecutor(1) as other:
+        count = functools.partial(db.query, "SELECT count(*) FROM a")
+        with db.transaction() as inside:
+            inside.execute("INSERT INTO a VALUES (3, 'mine')")
+            assert count()[0][0] == 3
+            assert other.submit(count).result(timeout=10)[0][0] == 2
+        assert count()[0][0] == other.submit(count).result(timeout=10)[0][0] == 3
+        with pytest.raises(sqlite3.IntegrityError), db.transaction() as inside:
+            inside.executemany("INSERT INTO a VALUES (?, 'undone')", [(4,), (-1,)])
+        assert count()[0][0] == 3
+        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+            db.query("INSERT INTO a VALUES (5, 'by a query')")
+
+
 def test_errors_are_plain(tmp_path: Path) -> None:
     with closing(Database(tmp_path / "a.sqlite", STEPS, lambda error: LedgerError(f"refused: {error}"))) as db:
         with pytest.raises(LedgerError, match="refused: CHECK"), db.transaction() as inside:
             inside.execute("INSERT INTO a VALUES (-1, '')")
         with pytest.raises(LedgerError, match="rows stay"), db.transaction() as inside:
             inside.execute("DELETE FROM a")
-        db.query("PRAGMA max_page_count = 5")
+        with db.transaction() as inside:
+            inside.execute("PRAGMA max_page_count = 5")
         with pytest.raises(NotEnough, match=r"the disk is full: a\.sqlite"), db.transaction() as inside:
             inside.execute("INSERT INTO a VALUES (9, ?)", ("x" * 100_000,))
         assert len(db.query("SELECT * FROM a")) == 2

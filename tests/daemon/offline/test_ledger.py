@@ -175,8 +175,9 @@ def test_unfinished_units_are_burnt_at_start(ledger, tmp_path):
 
 def test_private_file_and_durable_mode(ledger, tmp_path):
     assert stat.S_IMODE(os.stat(tmp_path / "ledger.sqlite").st_mode) == 0o600
-    assert tuple(ledger._db.query("PRAGMA journal_mode")[0]) == ("wal",)
-    assert tuple(ledger._db.query("PRAGMA synchronous")[0]) == (2,)
+    with ledger._db.transaction() as db:
+        assert tuple(db.execute("PRAGMA journal_mode").fetchone()) == ("wal",)
+        assert tuple(db.execute("PRAGMA synchronous").fetchone()) == (2,)
 
 
 ATTACKS = [
@@ -231,7 +232,8 @@ def test_reuse_count_counts(ledger):
     """The proof query sees what it should see, were the triggers not there."""
     make(ledger, 1)
     ledger.spend(unit(1), "s", 0)
-    ledger._db.query("INSERT INTO step (unit, step, at) VALUES (?, 'spent', 0)", (unit(1),))
+    with ledger._db.transaction() as db:
+        db.execute("INSERT INTO step (unit, step, at) VALUES (?, 'spent', 0)", (unit(1),))
     assert ledger.reuse_count() == 1
 
 

@@ -137,8 +137,8 @@ def test_reveals_are_counted_and_repeats_bounded(records, tmp_path):
     records.check_reveal(A, 1)
     assert asked(records) == (3 + MOST_AGAIN, 1), "repeats are queries, too"
     for sql in ("DELETE FROM reveal", "UPDATE reveal SET number = 7"):
-        with pytest.raises(sqlite3.IntegrityError, match="revealed stays"):
-            records._db.query(sql)
+        with pytest.raises(sqlite3.IntegrityError, match="revealed stays"), records._db.transaction() as db:
+            db.execute(sql)
 
 
 def test_repeats_of_a_session_are_bounded(records):
@@ -175,8 +175,8 @@ def test_what_an_approval_binds_stays(records, tmp_path):
     with pytest.raises(Conflict, match="something else"):
         records.bind(A, dataclasses.replace(BOUND, data_owner_software="soft 3"))
     assert Records(tmp_path / "sessions.sqlite").get(A).bound == BOUND
-    with pytest.raises(sqlite3.IntegrityError, match="agreed stays"):
-        records._db.query("UPDATE session SET peer_id = 'other'")
+    with pytest.raises(sqlite3.IntegrityError, match="agreed stays"), records._db.transaction() as db:
+        db.execute("UPDATE session SET peer_id = 'other'")
 
 
 @pytest.mark.parametrize(("ours", "theirs"), list(itertools.product(FINAL, FINAL)))
@@ -197,6 +197,7 @@ def test_different_ends_become_one(records, tmp_path, ours, theirs):
 def test_terms_from_before_there_was_an_expiry(records):
     old = {key: value for key, value in TERMS.as_dict().items() if key != "expires"}
     records.add(A, "data-owner", "vendor", TERMS, {}, "")
-    records._db.query("DROP TRIGGER terms_stay")
-    records._db.query("UPDATE session SET terms = ?", (json.dumps(old),))
+    with records._db.transaction() as db:
+        db.execute("DROP TRIGGER terms_stay")
+        db.execute("UPDATE session SET terms = ?", (json.dumps(old),))
     assert records.get(A).terms.expires == 0

@@ -314,7 +314,8 @@ def test_what_ended_while_away_is_told_and_asked(run, tmp_path):
         two.vendor.context.records.move(ids[0], "cancelled", "by the model-owner")
         two.hospital.context.records.move(ids[1], "failed", "a reason of ours")
         # Lost here: the state folder was replaced.
-        two.hospital.context.records._db.query("DELETE FROM session WHERE id = ?", (ids[2],))
+        with two.hospital.context.records._db.transaction() as db:
+            db.execute("DELETE FROM session WHERE id = ?", (ids[2],))
         two.hospital.sessions._live.close(ids[2])
         two.vendor.sessions.on_connect(HOSPITAL)
         two.hospital.sessions.on_connect(VENDOR)
@@ -481,7 +482,8 @@ def test_runs_in_a_period(run, tmp_path):
         await two.data_owner.call("session.cancel", session=second["id"])
         await two.end(second["id"])
         records = two.vendor.context.records
-        records._db.query("UPDATE session SET finished = finished - 31 * 86400")
+        with records._db.transaction() as db:
+            db.execute("UPDATE session SET finished = finished - 31 * 86400")
         assert (await two.start(images=1))["state"] == "approved"
 
     between(run, tmp_path, use)
