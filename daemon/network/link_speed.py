@@ -37,18 +37,18 @@ class Cost:
     per_round_trip: int = 0
 
 
-# Measured by `mpcctl bench ot` (docs/performance.md).
+# Measured by `mpcctl bench ot` (docs/performance.md), with the consistency checks and less PER_BYTE.
 COSTS: dict[Extension, Cost] = {
-    "iknp": Cost(9.0, 16.0),
-    "softspoken2": Cost(10.0, 7.875),
-    "softspoken4": Cost(11.0, 3.875),
-    "softspoken8": Cost(27.0, 1.875),
-    "silent": Cost(11.0, 0.172, ferret.SETS["2^16"].fresh),
-    "silent17": Cost(17.0, 0.092, ferret.SETS["2^17"].fresh),
-    "silent18": Cost(23.5, 0.050, ferret.SETS["2^18"].fresh),
+    "iknp": Cost(8.2, 16.0),
+    "softspoken2": Cost(10.6, 7.876),
+    "softspoken4": Cost(12.9, 3.876),
+    "softspoken8": Cost(32.8, 1.876),
+    "silent": Cost(13.3, 0.172, ferret.SETS["2^16"].fresh),
+    "silent17": Cost(17.1, 0.092, ferret.SETS["2^17"].fresh),
+    "silent18": Cost(25.3, 0.050, ferret.SETS["2^18"].fresh),
 }
 COMPACT: tuple[Extension, ...] = ("silent17", "silent18")
-PER_BYTE = 1.5  # nanoseconds of TLS and copying a byte at the slower end, not hidden behind computing
+PER_BYTE = 1.0  # nanoseconds of TLS and copying a byte at the slower end, not hidden behind computing
 
 
 def choose(speed: Speed, compact: bool = False) -> Extension:

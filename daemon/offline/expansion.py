@@ -12,7 +12,7 @@ from mpcd.daemon.errors import MpcdError
 from mpcd.daemon.offline.ledger import Ledger, Stock
 from mpcd.daemon.offline.store import UnitStore
 
-_NICENESS = 10
+_NICENESS = 10  # not SCHED_IDLE: the session that uses the units would leave it nothing of the processor
 
 _log = log.get("offline")
 
