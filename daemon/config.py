@@ -165,6 +165,10 @@ class Listen:
     host: str = "0.0.0.0"
     port: int = _number(DEFAULT_PORT, 0, 65535)
 
+    @property
+    def wanted(self) -> bool:
+        return self.enabled and bool(self.host)
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Limits:

@@ -32,7 +32,7 @@ from mpcd.daemon.version import software_digest
 from mpcd.daemon.warm import Kernels
 
 if TYPE_CHECKING:
-    from mpcd.daemon.network.link import PeerNetwork
+    from mpcd.daemon.network.peer_network import PeerNetwork
 
 R = TypeVar("R")
 

@@ -15,8 +15,8 @@ from mpcd.daemon.control.api import Api
 from mpcd.daemon.control.server import ControlServer
 from mpcd.daemon.files import make_private
 from mpcd.daemon.network.keys import Keys
-from mpcd.daemon.network.link import PeerNetwork
 from mpcd.daemon.network.partner import Partner
+from mpcd.daemon.network.peer_network import PeerNetwork
 from mpcd.daemon.network.peers import FILE_NAME as PEERS_FILE
 from mpcd.daemon.network.peers import Peers
 from mpcd.daemon.offline.agreement import Agreement

@@ -1,4 +1,8 @@
-"""Telling peers of our new key over the old identity, and hearing of theirs (rotation.py has what is said)."""
+"""Changing our key and telling peers over the old identity; hearing of theirs (rotation.py has what is said).
+
+keys.py has what that means on the disk. Here is what follows from it for the peers: who is told, which links are made
+anew, and which key the store of peers takes for our own.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +11,18 @@ import time
 from typing import Any
 
 from mpcd.daemon import log
+from mpcd.daemon.config import Config
 from mpcd.daemon.errors import MpcdError, Refused
 from mpcd.daemon.network import rotation
 from mpcd.daemon.network.identity import grouped
 from mpcd.daemon.network.keys import Keys
+from mpcd.daemon.network.link import ControlLink
 from mpcd.daemon.network.peers import PIN, Peer, Peers
 from mpcd.daemon.network.rate import Rate
 from mpcd.daemon.network.rpc import Link
 
 A_SECOND, AT_ONCE = 1 / 60, 10.0  # announcements of one peer: each is a write to the disk
+TIDY = 3600.0  # seconds between two looks at what has a date
 
 _log = log.get("keys")
 
@@ -27,23 +34,50 @@ class TooManyKeys(Refused):
 
 
 class Announcer:
-    """Both ends of ``key.rotated``."""
+    """Our key's changes, and both ends of ``key.rotated``."""
 
-    def __init__(self, keys: Keys, peers: Peers) -> None:
+    def __init__(self, config: Config, keys: Keys, peers: Peers) -> None:
+        self._config = config
         self._keys = keys
         self._peers = peers
         self._taken: dict[str, Rate] = {}
         self.handlers = {rotation.METHOD: self._serve}
 
-    async def tell(self, peer: Peer, link: Link, timeout: float) -> bool:
-        """See to it that the peer at the other end knows our key; False if it does not know it now."""
+    async def rotate(self, keep: float) -> None:
+        """A new key, which no peer has heard of yet."""
+        await asyncio.to_thread(self._keys.rotate, self._config.name, self._known(), keep)
+        self._follow_key()
+
+    async def finish(self) -> None:
+        """Give the previous key up at once."""
+        await asyncio.to_thread(self._keys.finish)
+        self._follow_key()
+
+    async def tidy(self) -> None:
+        """Now and then, without end: give up what is over, take up what the authority renewed."""
+        while True:
+            await asyncio.to_thread(self._keys.tidy, self._known())
+            self._keys.refresh()
+            self._follow_key()
+            await asyncio.sleep(TIDY)
+
+    async def tell(self, control: ControlLink, link: Link) -> None:
+        """See to it that the peer at the other end knows our key; if it does, the link is to show no older one."""
+        stale = link.connection.shown_fingerprint != self._keys.fingerprint
+        if await self._told(control.peer, link):
+            self._follow_key()
+            if stale and control.current is link:
+                control.renew()
+
+    async def _told(self, peer: Peer, link: Link) -> bool:
+        """Say it where the connection shows another one. Whether the peer knows our key now."""
         current = self._keys.fingerprint
         if link.connection.shown_fingerprint != current:
             announced = await asyncio.to_thread(self._keys.announcement)
             if announced is None:
                 return False
             try:
-                await link.call(rotation.METHOD, {"announcement": announced}, timeout)
+                await link.call(rotation.METHOD, {"announcement": announced}, self._config.timeouts.call)
             except MpcdError as error:
                 _log.warning("the peer did not take the new key; it is told again", peer=peer.name, reason=str(error))
                 return False
@@ -51,6 +85,12 @@ class Announcer:
         if self._keys.fingerprint == current:
             await asyncio.to_thread(self._keys.acknowledge, peer.id)
         return True
+
+    def _known(self) -> list[str]:
+        return [peer.id for peer in self._peers.list()]
+
+    def _follow_key(self) -> None:
+        self._peers.own_fingerprint = self._keys.fingerprint
 
     async def _serve(self, name: str, params: dict[str, Any]) -> dict[str, Any]:
         peer = self._peers.get(name)

@@ -10,24 +10,21 @@ import asyncio
 import contextlib
 import ssl
 import time
-from collections.abc import Callable
 
 from mpcd.daemon.config import Config, split_address
 from mpcd.daemon.errors import ConfigError, Conflict, MpcdError, PeerClosed, PeerError, PeerUnreachable, UnknownPeer
 from mpcd.daemon.network import authority, greeting, inspection, tls
 from mpcd.daemon.network.authority import CertificateExpired, WrongName
-from mpcd.daemon.network.greeting import CHANNEL, CONTROL, KNOCK, Hello
+from mpcd.daemon.network.greeting import CHANNEL, CONTROL, KNOCK, Hello, HelloFor
 from mpcd.daemon.network.identity import Identity, Invite, grouped
 from mpcd.daemon.network.keys import Keys
 from mpcd.daemon.network.peers import PIN, Peer
 from mpcd.daemon.network.proxy import Proxy, ProxyRefused
 from mpcd.daemon.network.transport import Connection, dial
 
-HelloFor = Callable[[str, bytes], Hello]
-
 
 class Dialler:
-    """``hello``: what to say of ourselves on a connection for a purpose and a job."""
+    """``hello``: what to say of ourselves."""
 
     def __init__(self, config: Config, keys: Keys, hello: HelloFor) -> None:
         self._config = config

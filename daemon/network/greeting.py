@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from typing import Any, Self
 
 import msgpack
@@ -72,6 +73,9 @@ class Hello:
     def agreed(self) -> int:
         """The protocol version that we and this peer speak to each other."""
         return min(self.newest, PROTOCOL_VERSION)
+
+
+HelloFor = Callable[[str, bytes], Hello]  # what to say of ourselves on a connection for a purpose and a job
 
 
 def check_version(fields: dict[str, Any], peer: str) -> None:

@@ -3,7 +3,7 @@
 An announcement is a msgpack map: the old certificate's fingerprint, the new certificate, a time, and two signatures
 over these, one by each key. The old key's says that the owner of the pinned identity means it, the new key's that
 whoever announces has that key and does not merely name somebody else's. It is taken only on a connection that the old
-identity authenticated (daemon/network/link.py).
+identity authenticated (daemon/network/announcing.py).
 """
 
 from __future__ import annotations

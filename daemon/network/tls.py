@@ -2,7 +2,7 @@
 
 Every peer's self-signed certificate is a trust anchor, so OpenSSL refuses strangers during the handshake; the exact
 fingerprint is checked after it, on both ends. The acceptor does not insist on a certificate, it insists on a known one:
-a dialer that was refused may knock, without a certificate, to be told why and to be logged (daemon/network/link.py).
+a dialer that was refused may knock, without a certificate, to be told why and to be logged (acceptor.py).
 No session tickets: every connection proves both keys afresh, and a removed peer has nothing to resume.
 
 While a daemon's old key is kept for the announcement of its new one (keys.py), a dialer that knows only the old one can

@@ -45,7 +45,7 @@ class Handlers(Target):
         self._known = {
             "model": MODEL, "name": MODEL, "model_commitment": model.commitment, "network_digest": model.network.digest,
         }  # fmt: skip
-        self._calls: dict[str, Any] = {**self._vendor.net._handlers, **self._vendor.net._announcer.handlers}
+        self._calls: dict[str, Any] = dict(self._vendor.net._handlers)
         self._methods = {n: m for n, m in self._vendor.api.methods.items() if not n.startswith(HEAVY)}
 
     def seeds(self) -> Sequence[bytes]:

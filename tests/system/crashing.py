@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mpcd.daemon import main
-from mpcd.daemon.network.link import PeerNetwork
+from mpcd.daemon.network.peer_network import PeerNetwork
 from mpcd.daemon.network.transport import Connection
 from mpcd.daemon.offline.ledger import Ledger
 from mpcd.daemon.offline.store import UnitStore, UnitWriter

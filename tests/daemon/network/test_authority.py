@@ -5,13 +5,12 @@ import os
 import pytest
 
 from mpcd.daemon.config import Config, Tls
-from mpcd.daemon.errors import BadInput, ConfigError, Conflict
+from mpcd.daemon.errors import BadInput, ConfigError, Conflict, PeerError
 from mpcd.daemon.network import authority
 from mpcd.daemon.network.identity import IdentityError, Invite
 from mpcd.daemon.network.keys import Keys
-from mpcd.daemon.network.link import PeerError
 from tests.daemon.network.pki import Authority
-from tests.daemon.network.test_link import Side, linked, until, up
+from tests.daemon.network.sides import Side, linked, until, up
 
 
 @pytest.fixture
@@ -259,11 +258,11 @@ def test_renewed_files_are_read_again(run, tmp_path, root):
             soon = b.identity.expires
             root.issue("b.example", folder=root.folder / "b.example")
             os.utime(tls["certificate"], (1, 1))
-            a.net._states["beta"].link.connection.abort()
+            a.net._records["beta"].link.current.connection.abort()
             await until(lambda: a.net.connected("beta") and a.net.status("beta").expires > soon)
             assert b.identity.expires > soon
             (root.folder / "b.example" / "key.pem").write_text("nonsense")
-            a.net._states["beta"].link.connection.abort()
+            a.net._records["beta"].link.current.connection.abort()
             await until(lambda: a.net.connected("beta"))  # with what it had
 
     run(main())

@@ -6,7 +6,7 @@ import pytest
 from mpcd.daemon.config import Timeouts
 from mpcd.daemon.network.bandwidth import BURST, Bandwidth, Bucket
 from mpcd.protocol.wire import Frame
-from tests.daemon.network.test_link import Side, linked, meet, up
+from tests.daemon.network.sides import Side, linked, meet, up
 
 
 def test_pieces_go_one_after_the_other_at_the_rate():

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from mpcd.daemon.errors import PeerUnreachable
-from tests.daemon.network.test_link import QUICK, Side, linked, until, up
+from tests.daemon.network.sides import QUICK, Side, linked, until, up
 
 
 @pytest.fixture

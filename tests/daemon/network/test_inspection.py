@@ -9,7 +9,7 @@ import pytest
 from mpcd.daemon.network import inspection
 from mpcd.daemon.network.peers import Peer
 from tests.daemon.network.pki import Authority
-from tests.daemon.network.test_link import Side, free_port, linked, until, up
+from tests.daemon.network.sides import Side, free_port, linked, until, up
 
 
 @contextlib.asynccontextmanager

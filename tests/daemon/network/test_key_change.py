@@ -5,13 +5,12 @@ import contextlib
 
 import pytest
 
-from mpcd.daemon.errors import CertificateChanged, MpcdError, UnknownPeer
+from mpcd.daemon.errors import CertificateChanged, MpcdError, PeerError, UnknownPeer
 from mpcd.daemon.network import rotation, tls
 from mpcd.daemon.network.keys import PREVIOUS_FILE, Keys
-from mpcd.daemon.network.link import PeerError
 from mpcd.daemon.network.peers import Peers
 from mpcd.daemon.network.transport import dial
-from tests.daemon.network.test_link import Side, linked, meet, until, up
+from tests.daemon.network.sides import Side, linked, meet, until, up
 
 
 class Keeper(Side):
@@ -41,7 +40,7 @@ async def on_new_keys(a, b):
     """Both ends of a link that shows nothing but current certificates."""
 
     def there():
-        links = [a.net._states["beta"].link, b.net._states["alpha"].link]
+        links = [a.net._records["beta"].link.current, b.net._records["alpha"].link.current]
         if None in links:
             return False
         ours, theirs = (link.connection for link in links)
@@ -297,7 +296,7 @@ def test_a_peer_of_an_older_version_keeps_the_old_key(run, sides, monkeypatch):
     meet(a, b, "a")
 
     async def main():
-        monkeypatch.setattr(b.net._announcer, "handlers", {})
+        monkeypatch.delitem(b.net._handlers, rotation.METHOD)
         async with up(a, b):
             await linked(a, b)
             with contextlib.suppress(MpcdError):

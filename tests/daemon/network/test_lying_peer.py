@@ -71,8 +71,8 @@ def test_a_vendor_that_lies(run: Any, tmp_path: Path) -> None:
             honest = dict(vendor.net._handlers)
             methods = ("catalogue.list", "catalogue.get", "units.sync", "session.propose", "session.states")
             liar = Liar(rng)
-            vendor.net._handlers.update({name: liar.of(honest[name]) for name in methods})  # type: ignore[attr-defined]
-            vendor.net._states[HOSPITAL].link.connection.abort()  # type: ignore[union-attr]
+            vendor.net._handlers.update({name: liar.of(honest[name]) for name in methods})
+            vendor.net._records[HOSPITAL].link.current.connection.abort()  # type: ignore[union-attr]
             await asyncio.sleep(0.1)
             await linked(vendor, hospital)
             asked: list[tuple[str, dict[str, Any]]] = [

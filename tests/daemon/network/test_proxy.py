@@ -9,7 +9,7 @@ import pytest
 from mpcd.daemon import config
 from mpcd.daemon.errors import ConfigError
 from mpcd.daemon.network.proxy import Proxy
-from tests.daemon.network.test_link import Side, free_port, linked, until, up
+from tests.daemon.network.sides import Side, free_port, linked, until, up
 
 
 class Http:

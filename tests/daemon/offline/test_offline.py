@@ -114,7 +114,7 @@ def test_what_the_data_owner_says_of_its_work_is_checked(run, tmp_path):
             async def progress(peer, params):
                 return answers[0]
 
-            hospital.net._states[VENDOR].link._handlers["offline.progress"] = progress
+            hospital.net._records[VENDOR].link.current._handlers["offline.progress"] = progress
             codes = []
             while answers:
                 with pytest.raises(PeerError) as told:

@@ -86,7 +86,7 @@ def test_a_peer_that_cannot_dial_back(run, tmp_path):
 def test_an_older_peer_that_has_no_doctor(run, tmp_path):
     async def main():
         async with daemons(tmp_path) as (vendor, hospital):
-            link = vendor.net._states[HOSPITAL].link
+            link = vendor.net._records[HOSPITAL].link.current
             link._handlers = {name: one for name, one in link._handlers.items() if name != "doctor.look"}
             about = by_name((await Client(hospital.context.paths.control_socket).call("doctor"))["checks"])
             assert about[f"{VENDOR}: answers"]["level"] == "ok"

@@ -11,7 +11,7 @@ from mpcd.daemon.config import Config, Metrics
 from mpcd.daemon.errors import ConfigError, NotEnough, PeerError
 from mpcd.daemon.operations.meters import Meters
 from mpcd.daemon.service import Daemon
-from tests.daemon.network.test_link import free_port
+from tests.daemon.network.sides import free_port
 from tests.daemon.two_daemons import DATASET, HOSPITAL, IMAGES, MODEL, VENDOR, Client, config, daemons, paths
 
 
