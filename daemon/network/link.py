@@ -179,12 +179,14 @@ class ControlLink:
             return PeerStatus(False, False, address, 0.0, "", "", *why, self._retry, self._attempts)
         if not link.dialled:
             address = link.connection.peer_address
-        theirs, ends = link.theirs, None
-        if self.peer.known_by == CA:
-            ends = authority.expires(link.connection.peer_certificate)
+        theirs, ends = link.theirs, self._expires(link)
         return PeerStatus(
             True, link.dialled, address, link.since, theirs.software, theirs.digest, "", "", "", expires=ends
         )
+
+    def _expires(self, link: Link) -> float | None:
+        """When what the peer is known by at the other end of this link does."""
+        return authority.expires(link.connection.peer_certificate) if self.peer.known_by == CA else None
 
     # Connections for it.
 
@@ -282,7 +284,15 @@ class ControlLink:
             self._retiring.popleft().connection.abort()
 
     async def _run(self, link: Link) -> None:
+        ends, expiry = self._expires(link), None
+        if ends is not None:  # TLS looks at it in the handshake only
+            error = authority.CertificateExpired(
+                f"the peer's certificate expired on {authority.date(ends)}", "ask the peer to have it renewed"
+            )
+            expiry = asyncio.get_running_loop().call_later(ends - time.time(), link.connection.abort, error)
         reason = await link.run()
+        if expiry is not None:
+            expiry.cancel()
         if self.current is not link:
             return
         self.current = None

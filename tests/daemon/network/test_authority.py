@@ -197,6 +197,26 @@ def test_an_expired_certificate(run, tmp_path, root, which, monkeypatch):
     run(main())
 
 
+@pytest.mark.parametrize("who_dials", ["a", "b"])
+def test_one_that_expires_under_an_open_link(run, tmp_path, root, who_dials):
+    """The link ends with it, and none comes in its place."""
+    a, b = pair(tmp_path, root.issue("a.example"), root.issue("b.example", until=5 / 86400), who_dials)
+
+    async def main():
+        async with up(a, b):
+            await linked(a, b)
+            assert await a.net.call("beta", "echo", {}) == {"from": "alpha"}
+            await until(lambda: not a.net.connected("beta"))
+            await until(lambda: not b.net.connected("alpha"))
+            if who_dials == "a":
+                await until(lambda: "certificate has expired" in a.net.status("beta").error)
+            else:
+                assert "certificate expired on" in a.net.status("beta").error
+                await until(lambda: "this daemon's certificate expired on" in b.net.status("alpha").error)
+
+    run(main())
+
+
 def test_one_that_is_not_valid_yet(run, tmp_path, root):
     a, b = pair(tmp_path, root.issue("a.example"), root.issue("b.example"))
     b = side("beta", tmp_path, root.issue("b.example", since=2, folder=tmp_path / "x"), port=b.port)
