@@ -210,7 +210,7 @@ class Proxy:
 class Offline:
     """How the offline phase makes correlations (the data owner's setting counts), and how this side keeps them.
 
-    ``store``: compact units take a fifth of the disk and less, and time before their use; ``ahead`` of those waiting
+    ``store``: compact units take a third of the disk or less, and time before their use; ``ahead`` of those waiting
     for a running session are expanded already. Compact needs a silent extension; with another, units are expanded.
     """
 

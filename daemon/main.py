@@ -40,7 +40,10 @@ ASIDE = 32  # threads that wait for the disk (context.aside): every session's wr
 @click.option("--state", type=click.Path(path_type=Path), help="State folder: identity, models, units, sessions.")
 @click.option("--runtime", type=click.Path(path_type=Path), help="Folder of the control socket.")
 @click.option(
-    "--config", "config_file", type=click.Path(path_type=Path), help="Default: mpcd.toml in the state folder."
+    "--config",
+    "config_file",
+    type=click.Path(path_type=Path),
+    help="Default: mpcd.toml in the state folder, else /etc/mpcd/mpcd.toml.",
 )
 @click.option("--listen", metavar="HOST:PORT", help="Where peers may dial; 'none' to only dial out.")
 @click.option("--advertise", metavar="HOST:PORT", help="The address written into this daemon's invite.")

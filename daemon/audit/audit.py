@@ -138,6 +138,8 @@ class Audit:
         if digest == self._policy:
             return
         with self._lock:
+            if digest == self._policy:  # another thread was first
+                return
             self._append("policy.changed", who=_operator(), before=self._policy, digest=digest)
             self.journal.note("policy", digest)
             self._policy = digest

@@ -1,4 +1,4 @@
-"""A rewritten float graph to the integer network. Pure NumPy; protocols.md section 1 has the rules.
+"""A rewritten float graph to the integer network. Pure NumPy.
 
 Every integer value remembers, per channel, what it means: real = step * integer + offset. A batch-norm only changes
 step and offset. A convolution takes steps into its weights and offsets into its bias: a bias *map* where it pads,

@@ -13,6 +13,7 @@ import weakref
 from mpcd.daemon.config import Config
 from mpcd.daemon.errors import Conflict, LinkError, MpcdError, PeerUnreachable, Refused
 from mpcd.daemon.network import greeting
+from mpcd.daemon.network.authority import CertificateExpired
 from mpcd.daemon.network.bandwidth import Bandwidth
 from mpcd.daemon.network.dialler import Dialler
 from mpcd.daemon.network.greeting import CHANNEL, Hello
@@ -107,7 +108,7 @@ class Channels:
                 if dialling is not None and dialling.done():
                     try:
                         connection, _ = dialling.result()
-                    except LinkError:
+                    except (LinkError, CertificateExpired):  # it may be renewed in time
                         dialling, earliest = None, time.monotonic() + pause
                         pause = min(2 * pause, times.retry_most)
                     else:

@@ -124,9 +124,9 @@ class ControlLink:
         self.active = False
         if self._dialling is not None:
             self._dialling.cancel()
-        if self.current is not None:
-            self.current.stop()
-            self.current.connection.abort(reason)
+        for link in (*self._retiring, *([self.current] if self.current is not None else [])):
+            link.stop()
+            link.connection.abort(reason)
         self.notify()
 
     async def stop(self) -> None:
@@ -134,6 +134,9 @@ class ControlLink:
         self.active = False
         if self._dialling is not None:
             self._dialling.cancel()
+        for link in self._retiring:
+            link.stop()
+            link.connection.abort()
         if self.current is not None:
             self.current.stop()
             await self.current.connection.close(wait=0.5)
@@ -286,7 +289,7 @@ class ControlLink:
     async def _run(self, link: Link) -> None:
         ends, expiry = self._expires(link), None
         if ends is not None:  # TLS looks at it in the handshake only
-            error = authority.CertificateExpired(
+            error = LinkError(
                 f"the peer's certificate expired on {authority.date(ends)}", "ask the peer to have it renewed"
             )
             expiry = asyncio.get_running_loop().call_later(ends - time.time(), link.connection.abort, error)

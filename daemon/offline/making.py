@@ -88,6 +88,7 @@ class Offline:
         agreement.settle = self._settle
         self._batches: dict[bytes, _Batch] = {}
         self._asked: dict[str, _Asked] = {}
+        self._beginning = asyncio.Lock()
         self.handlers = {
             "offline.begin": self._serve_begin,
             "offline.ready": self._serve_ready,
@@ -300,14 +301,15 @@ class Offline:
         if extension not in EXTENSIONS:
             raise ProtocolViolation(f"offline.begin names no OT extension of ours: {str(extension)[:40]}")
         stock = self._agreement.stock(peer, model)
-        session = await self._allowance.check(peer, model, len(units), params.get("session"))
-        capacity.check_memory(preprocessing.memory_bytes(model.network), context.config.limits.memory_gib)
-        kept = capacity.store_for(context.config.offline.store, extension)
-        need = await aside(capacity.disk_bytes, model.network, MODEL_OWNER, len(units), extension, kept)
-        capacity.check_disk(need, context.store.free_bytes(), context.config.limits.disk_reserve_gib)
-        if session is not None:
-            await aside(context.records.move, session.id, "offline")
-        await aside(context.ledger.begin, stock, batch, units)
+        async with self._beginning:  # the next one's check counts these units
+            session = await self._allowance.check(peer, model, len(units), params.get("session"))
+            capacity.check_memory(preprocessing.memory_bytes(model.network), context.config.limits.memory_gib)
+            kept = capacity.store_for(context.config.offline.store, extension)
+            need = await aside(capacity.disk_bytes, model.network, MODEL_OWNER, len(units), extension, kept)
+            capacity.check_disk(need, context.store.free_bytes(), context.config.limits.disk_reserve_gib)
+            if session is not None:
+                await aside(context.records.move, session.id, "offline")
+            await aside(context.ledger.begin, stock, batch, units)
         finished, told = asyncio.Event(), asyncio.Event()
         half = self._serve_batch(
             peer,

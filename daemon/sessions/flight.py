@@ -28,7 +28,7 @@ def choose(speed: Speed, image: Estimate, needs: int, compute_seconds: float) ->
     """How many images keep the busier of processor and link busy. ``image``: of one; ``needs``: its correlations.
 
     An image waits a share of its time; so many that all of them wait at once for ``IDLE`` of it, as if each waited
-    without regard to the others. 2 wherever a round trip is shorter than what is done between two.
+    without regard to the others. 2 wherever round trips are a quarter of the rest, or less.
     """
     steps = STEPS * needs
     busy = max(BUSIER * image.online_bytes / speed.bytes_per_second, compute_seconds, steps * STEP_SECONDS)

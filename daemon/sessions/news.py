@@ -17,6 +17,7 @@ from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, FINAL, MODEL_OWNER_ROL
 
 UNKNOWN = "unknown"
 PAGE = 200  # sessions in a message
+OVERLAP = 60.0  # seconds: an end has the time at which it began to be written
 REMEMBERED = 90 * 86400.0  # seconds for which an end is told again, once after each start and connection
 
 T = TypeVar("T")
@@ -75,7 +76,7 @@ class News:
 
     async def _catch_up(self, peer: str) -> None:
         now = time.time()
-        ended = await aside(self._context.records.ended, peer, self._told.get(peer, now - REMEMBERED))
+        ended = await aside(self._context.records.ended, peer, self._told.get(peer, now - REMEMBERED) - OVERLAP)
         for page in _pages(ended):
             await self._tell(peer, page)
         self._told[peer] = now
@@ -142,14 +143,20 @@ class News:
             await self.fail(session.id, Refused("the data owner has no record of this session any more"))
         if not isinstance(state, str) or state not in theirs:
             return
+        if not session.over and state != "approved":
+            by = printable(entry.get("by"), 60)
+            try:
+                await self._live.end(await aside(records.move, session.id, state, reason, by))
+            except Conflict:
+                session = await aside(records.get, session.id)
+                if not session.over:
+                    raise
         if session.over:
             # The two sides ended it in different ways before they heard of each other.
             if state in FINAL and (state != "done" or await aside(records.all_revealed, session.id)):
                 await aside(records.outrank, session.id, state, reason)
             return
-        if state != "approved":  # that, and what it binds, comes as the answer to the proposal, which is made again
-            by = printable(entry.get("by"), 60)
-            await self._live.end(await aside(records.move, session.id, state, reason, by))
+        # An approval, and what it binds, comes as the answer to the proposal, which is made again.
         self._live.wake(session.id)
 
 

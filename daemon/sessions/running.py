@@ -173,7 +173,8 @@ class Running:
         self._asking.check_room(estimate)
         granted = answer.get("in_flight", 1)
         width = max(1, min(wanted, granted)) if isinstance(granted, int) else 1
-        missing = deque(n for n in range(terms.images) if n not in records.results(id))
+        done = await aside(records.results, id)
+        missing = deque(n for n in range(terms.images) if n not in done)
         total = len(missing)
         _log.info("images begin", session=id, images=total, in_flight=width, units_ready=estimate.ready)
         while missing and time.monotonic() < until:

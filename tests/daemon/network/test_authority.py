@@ -1,5 +1,6 @@
 """Daemons of sites with their own PKI: a chain and a name, and still nothing connects that was not added."""
 
+import asyncio
 import os
 
 import pytest
@@ -193,6 +194,29 @@ def test_an_expired_certificate(run, tmp_path, root, which, monkeypatch):
 
     def refusal(one):
         return one.net.status("beta").error
+
+    run(main())
+
+
+def test_a_data_connection_waits_for_one_to_be_renewed(run, tmp_path, root, monkeypatch):
+    """A session that is running does not fail for it."""
+    a, b = pair(tmp_path, root.issue("a.example"), root.issue("b.example"))
+    refusals = []
+
+    async def main():
+        async with up(a, b):
+            await linked(a, b)
+            check = a.net.dialler._check_own
+
+            def expired_twice():
+                if len(refusals) < 2:
+                    refusals.append(authority.CertificateExpired("this daemon's certificate expired"))
+                    raise refusals[-1]
+                check()
+
+            monkeypatch.setattr(a.net.dialler, "_check_own", expired_twice)
+            await asyncio.gather(a.net.open_channel("beta", bytes(16)), b.net.open_channel("alpha", bytes(16)))
+            assert len(refusals) == 2
 
     run(main())
 

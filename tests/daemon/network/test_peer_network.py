@@ -28,6 +28,37 @@ def test_removed_peer_loses_its_links_and_is_refused(run, sides):
     run(main())
 
 
+def test_a_link_that_another_took_over_ends_with_the_removal_too(run, sides):
+    """Calls at work on it would hold it open, and its handlers know the peer by its name only."""
+    a, b = sides
+    at_work, cancelled = asyncio.Event(), []
+
+    async def slow(peer, params):
+        at_work.set()
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            cancelled.append(peer)
+            raise
+
+    b.serve(slow=slow)
+
+    async def main():
+        async with joined(a, b):
+            old = a.net._records["beta"].link
+            before = old.current
+            call = asyncio.create_task(a.net.call("beta", "slow", {}))
+            await at_work.wait()
+            old.renew()
+            await until(lambda: old.current not in (before, None))
+            b.peers.remove("alpha")
+            with pytest.raises(LinkError):
+                await asyncio.wait_for(call, 5)
+            await until(lambda: cancelled == ["alpha"])
+
+    run(main())
+
+
 def test_a_peer_that_dials_without_end_is_held_to_its_rate(run, sides, monkeypatch):
     """Control links one after the other: old ones are not kept, and beyond the rate the connection is dropped."""
     monkeypatch.setattr(peer_network, "CONNECTIONS_A_SECOND", 0.01)

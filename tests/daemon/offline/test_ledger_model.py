@@ -70,7 +70,7 @@ class VendorSpendsFirst(Model):
 
 
 class ResumesABatch(Model):
-    """What protocols.md, section 4 forbids: the broken batch goes on, the data owner with fresh seeds."""
+    """The broken batch goes on, the data owner with fresh seeds."""
 
     def nonce(self, s, side, unit):
         return 2 * unit + side + 10 * len(s.paired)
