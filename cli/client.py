@@ -43,11 +43,18 @@ def socket_path(given: str | None) -> Path:
         return Path(runtime) / "control.sock"
     if state := env("MPCD_STATE"):
         return Path(state) / "run" / "control.sock"
-    if SYSTEM_SOCKET.exists():
+    if _is_there(SYSTEM_SOCKET):
         return SYSTEM_SOCKET
     if runtime := env("XDG_RUNTIME_DIR"):
         return Path(runtime) / "mpcd" / "control.sock"
     return Path(env("XDG_STATE_HOME") or Path.home() / ".local/state") / "mpcd" / "run" / "control.sock"
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:  # in a folder that another user may not enter
+        return True
 
 
 def call(path: Path, method: str, params: dict[str, Any], progress: Progress) -> Any:
@@ -74,7 +81,7 @@ def _connect(path: Path) -> socket.socket:
     except OSError as error:
         connection.close()
         if isinstance(error, PermissionError):
-            hint = "run mpcctl as the user the daemon runs as, or join its group"
+            hint = "run mpcctl as the user the daemon runs as: sudo -u mpcd mpcctl ..."
         else:
             hint = "start it (systemctl start mpcd, or run mpcd), or name its socket with --socket"
         raise ControlError("no_daemon", f"no daemon answers at {path} ({error.strerror})", hint, 3) from None

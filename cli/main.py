@@ -74,8 +74,6 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("mpcctl: interrupted; the daemon goes on with its sessions", err=True)
         sys.exit(130)
-    except BrokenPipeError:
-        sys.exit(141)
 
 
 if __name__ == "__main__":

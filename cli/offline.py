@@ -31,7 +31,7 @@ def make(
 ) -> None:
     """Go on until correlations for IMAGES images are ready. May be stopped and taken up again.
 
-    Compact ones take a fifth of the disk or less, and time before they are used.
+    Compact ones take a third of the disk or less, and time before they are used.
     """
     wanted = {"peer": peer, "model": model, "images": images, "store": store, "idle": True if idle else None}
     if not estimate and not session.as_json:

@@ -1,6 +1,6 @@
 """From the ring of k bits to a wider one of l bits.
 
-``grow`` (protocols.md 'Growing the ring back'; SIRNN, eprint 2021/459, section 4.1, for known signs): P0 has an offset
+``grow`` (after SIRNN, eprint 2021/459, section 4.1, for known signs): P0 has an offset
 c for every element, and 0 <= x + c < 2^(k-1). Then y = x + c mod 2^k has its top bit clear, and so its shares wrapped
 if and only if one of theirs is set: w = m_0 or m_1, m_i the top bit of y_i. x = y_0 + y_1 - 2^k w - c.
 

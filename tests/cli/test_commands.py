@@ -130,6 +130,27 @@ def test_both_look_at_the_same_place(given: tuple[str, ...], tmp_path: Path, mon
     assert client.socket_path(None) == Paths.find().control_socket
 
 
+def test_the_service_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder may not even be looked into: a sentence says what to do."""
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    folder, root = tmp_path / "run", os.geteuid() == 0
+    folder.mkdir(mode=0o700 if root else 0)
+    monkeypatch.setattr(client, "SYSTEM_SOCKET", folder / "control.sock")
+    try:
+        if root:
+            os.seteuid(65534)
+        assert client.socket_path(None) == client.SYSTEM_SOCKET
+        with pytest.raises(client.ControlError, match="Permission denied") as refused:
+            client.call(client.socket_path(None), "status", {}, lambda progress: None)
+        assert refused.value.exit_status == 3
+        assert "sudo -u mpcd" in refused.value.hint
+    finally:
+        if root:
+            os.seteuid(0)
+        folder.chmod(0o700)
+
+
 def test_the_system_service_s_socket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where systemd puts it is where an administrator's mpcctl looks, who has none of its variables."""
     for name in VARIABLES:
