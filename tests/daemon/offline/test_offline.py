@@ -99,6 +99,31 @@ def test_units_in_the_making_count_like_those_that_are_ready(run, tmp_path):
     run(main())
 
 
+def test_batches_that_begin_at_once_are_counted_one_after_the_other(run, tmp_path):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            (vendor.context.paths.state / "policy.toml").write_text("[offline]\nmax_units = 3\n")
+            model = vendor.context.library.model(MODEL)
+
+            def begin(i):
+                call = {
+                    "job": bytes([i]) * 16,
+                    "model": MODEL,
+                    "units": [bytes([i, j]) * 8 for j in range(2)],
+                    "model_commitment": model.commitment,
+                    "network_digest": model.network.digest,
+                    "extension": "iknp",
+                }
+                return hospital.net.call(VENDOR, "offline.begin", call)
+
+            answers = await asyncio.gather(*(begin(i) for i in range(8)), return_exceptions=True)
+            refused = [answer for answer in answers if isinstance(answer, PeerError)]
+            assert len(refused) == 7
+            assert all("2 units are ready or in the making" in str(error) for error in refused)
+
+    run(main())
+
+
 def test_what_the_data_owner_says_of_its_work_is_checked(run, tmp_path):
     answers = [
         {"result": {}},

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from mpcd.daemon.errors import PeerError
+from mpcd.daemon.errors import Conflict, PeerError
 from mpcd.daemon.files import write_private
 from mpcd.daemon.network.identity import Identity
 from mpcd.daemon.offline import making
@@ -281,14 +281,15 @@ ENDS = [(a, b) for a in FINAL for b in FINAL if b != "denied" and (a != "done" o
 
 
 @pytest.mark.parametrize(("ours", "theirs"), ENDS)
-def test_sides_that_ended_differently_agree_when_they_meet(run, tmp_path, ours, theirs):
+@pytest.mark.parametrize("crossing", [False, True])
+def test_sides_that_ended_differently_agree_when_they_meet(run, tmp_path, ours, theirs, crossing):
     """``ours``: the model owner's."""
 
     async def use(two):
         id = "ab" * 16
         model = two.vendor.context.library.model(MODEL)
         terms = Terms.of(model, 1, "scores", "d" * 64, 1, int(time.time()) + 600)
-        told = []
+        told, before = [], []
         for daemon, role, peer, state in (
             (two.vendor, "model-owner", HOSPITAL, ours),
             (two.hospital, "data-owner", VENDOR, theirs),
@@ -299,9 +300,16 @@ def test_sides_that_ended_differently_agree_when_they_meet(run, tmp_path, ours, 
                 records.move(id, "approved")
             if role == "model-owner" and theirs == "done":
                 records.reveal(id, 0)
+            before.append(records.get(id))
             told.append(daemon.sessions._news._entry(records.move(id, state, "why")))
-        await two.vendor.sessions._news._take(HOSPITAL, told[1:])
-        await two.hospital.sessions._news._take(VENDOR, told[:1])
+        if crossing:  # heard while our own end was being written
+            with contextlib.suppress(Conflict):
+                await two.vendor.sessions._news._take_one(before[0], told[1])
+            with contextlib.suppress(Conflict):
+                await two.hospital.sessions._news._take_one(before[1], told[0])
+        else:
+            await two.vendor.sessions._news._take(HOSPITAL, told[1:])
+            await two.hospital.sessions._news._take(VENDOR, told[:1])
         assert two.vendor.context.records.get(id).state == two.hospital.context.records.get(id).state
 
     between(run, tmp_path, use)
