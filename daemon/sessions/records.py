@@ -358,17 +358,18 @@ class Records:
         A peer or model that was removed and added again is the same by its name, one under another name by its key or
         commitment. ``since``: only sessions that were approved or went on after this time.
         """
-        revealed = dict(self._db.query("SELECT session, count(*) FROM reveal GROUP BY 1"))
-        images = [
-            max(session.terms.images, session.done, revealed.get(session.id, 0))
-            for session in self.all()
-            if session.role == MODEL_OWNER_ROLE
-            and (session.peer == peer or (peer_id and session.peer_id == peer_id))
-            and (session.terms.model == model or session.terms.model_commitment == model_commitment)
-            and (session.approved is not None or session.attempts or session.state in (*RUNNING, "done"))
-            and (not session.over or (session.finished or 0) >= since)
-        ]
-        return Asked(sum(images), len(images))
+        (row,) = self._db.query(
+            "SELECT coalesce(sum(max(images, done, revealed)), 0), count(*) FROM ("
+            "SELECT json_extract(terms, '$.images') AS images, "
+            "(SELECT count(*) FROM image WHERE session = id) AS done, "
+            "(SELECT count(*) FROM reveal WHERE session = id) AS revealed FROM session "
+            f"WHERE role = '{MODEL_OWNER_ROLE}' AND (peer = ? OR peer_id = nullif(?, '')) "
+            "AND (json_extract(terms, '$.model') = ? OR json_extract(terms, '$.model_commitment') = ?) "
+            f"AND (approved IS NOT NULL OR attempts > 0 OR state IN {(*RUNNING, 'done')}) "
+            f"AND (state NOT IN {FINAL} OR coalesce(finished, 0) >= ?))",
+            (peer, peer_id, model, model_commitment, since),
+        )
+        return Asked(*row)
 
     def all_revealed(self, id: str) -> bool:
         """Model owner: whether the scores of every image went out."""
