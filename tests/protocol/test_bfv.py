@@ -108,7 +108,7 @@ def test_fresh_ciphertexts(keys, bits):
     assert abs(noise.astype(float).var() / (10.5 + lost**2 / 3) - 1) < 0.1
     for part, width in ((r.astype(float), bits), (integers(ciphertexts[:, 0]).astype(float), 106 - bits)):
         shifted = part / 2.0**width
-        assert abs(shifted.std() - math.sqrt(1 / 12)) < 0.01
+        assert abs(shifted.std() - math.sqrt((1 - 4.0**-width) / 12)) < 0.01
         assert abs(shifted - shifted.mean()).max() < 0.55
     both = np.corrcoef(r.reshape(-1).astype(float), integers(ciphertexts[:, 0]).reshape(-1).astype(float))
     assert abs(both[0, 1]) < 0.03
