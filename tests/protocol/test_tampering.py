@@ -91,7 +91,7 @@ def test_every_step(phase: str) -> None:
             assert end in allowed, said
             tried[end] = tried.get(end, 0) + 1
     print(phase, tried)
-    assert tried["refused"] > 20, tried
+    assert tried["refused"] > 15, tried  # of 30 that are drawn, 29 on average
 
 
 @pytest.mark.parametrize("phase", PHASES)
@@ -101,7 +101,7 @@ def test_exchanged_frames(phase: str) -> None:
     ends = [
         meddle(PHASES[phase], party, at, None, rng)
         for party, at, last in steps(PHASES[phase])
-        if not last and (phase == "online" or ALL or rng.random() < 0.2)
+        if not last and (phase == "online" or ALL or rng.random() < 1 / 3)  # 63 of 86 are refused
     ]
     assert set(map(str, ends)) <= {"refused", "waits"}
     assert "refused" in ends

@@ -146,7 +146,7 @@ def test_the_loop_lives_while_a_kernel_runs_and_the_peer_waits(run, connected, e
         return result
 
     assert run(main()) == [None, bytes(16)]
-    assert len(beats) > 20
+    assert len(beats) > 5, "some fifty on an idle machine, one or two where the kernel holds the loop"
 
 
 def test_incoming_data_flows_while_a_kernel_runs(run, connected, executor):
@@ -271,9 +271,10 @@ def test_a_failing_protocol_drops_the_connection(run, connected, executor):
 
 
 def test_cancelled_in_a_computation_returns_only_when_the_thread_is_done(run, connected, executor):
-    events = []
+    events, begun = [], threading.Event()
 
     def kernel():
+        begun.set()
         time.sleep(0.4)
         events.append("kernel done")
 
@@ -286,7 +287,7 @@ def test_cancelled_in_a_computation_returns_only_when_the_thread_is_done(run, co
     async def main():
         async with connected() as (server, client):
             task = asyncio.create_task(drive(computes(channels()[0]), server, executor))
-            await asyncio.sleep(0.1)
+            await asyncio.to_thread(begun.wait)
             task.cancel()
             await asyncio.sleep(0.05)
             task.cancel()

@@ -92,7 +92,7 @@ def test_nothing_is_left_running_after_stop(run, sides):
     async def main():
         async with joined(a, b, "both"):
             await asyncio.gather(a.net.open_channel("beta", JOB), b.net.open_channel("alpha", JOB))
-        await asyncio.sleep(0.05)
-        assert asyncio.all_tasks() == {asyncio.current_task()}
+        me = asyncio.current_task()
+        await until(lambda: asyncio.all_tasks() == {me})
 
     run(main())

@@ -11,6 +11,7 @@ from mpcd.daemon.errors import FrameTooLarge, LinkError, PeerClosed, PeerSilent,
 from mpcd.daemon.network import transport
 from mpcd.daemon.network.transport import PREFIX
 from mpcd.protocol.wire import MAX_HEADER, Frame
+from tests.daemon.network.sides import until
 
 QUICK = Timeouts(keepalive=0.05, silence=0.3, stall=0.5)
 MUTE = Timeouts(keepalive=60.0, silence=120.0)
@@ -101,8 +102,7 @@ def test_limit_counts_also_for_a_frame_that_came_before_its_reader(run, connecte
     async def main():
         async with connected() as (server, client):
             await client.send_frame(frame(b"h", b"x" * 101))
-            await asyncio.sleep(0.05)
-            assert server.frame_waiting
+            await until(lambda: server.frame_waiting)
             with pytest.raises(FrameTooLarge):
                 await server.recv_frame(100)
 

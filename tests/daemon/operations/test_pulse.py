@@ -12,6 +12,7 @@ import pytest
 from mpcd.daemon import log
 from mpcd.daemon.operations import pulse
 from mpcd.daemon.operations.pulse import Pulse, keep_watchdog, watchdog_seconds
+from tests.daemon.network.sides import until
 
 
 @pytest.fixture
@@ -60,12 +61,10 @@ def test_kernels_that_do_not_answer(run, told, monkeypatch):
             kernels.submit(release.wait)
             await asyncio.sleep(0.1)
             assert watched.well
-            await asyncio.sleep(0.5)
-            assert not watched.well
-            assert watched.lag < 0.3, "the loop turns all the same"
+            await until(lambda: not watched.well)
+            await until(lambda: watched.lag < 0.3)  # the loop turns all the same
             release.set()
-            await asyncio.sleep(0.2)
-            assert watched.well
+            await until(lambda: watched.well)
             await watched.stop()
 
     run(main())
@@ -92,9 +91,9 @@ def test_the_watchdog_hears_only_that_all_is_well(run, tmp_path, monkeypatch):
 
     async def main(listener):
         task = asyncio.create_task(keep_watchdog(0.05, lambda: well[0]))
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(1.0)
         heard = drained(listener)
-        assert len(heard) >= 3
+        assert len(heard) >= 5, "some forty on an idle machine"
         assert set(heard) == {b"WATCHDOG=1"}
         well[0] = False
         await asyncio.sleep(0.1)

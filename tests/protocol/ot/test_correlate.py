@@ -220,7 +220,9 @@ def test_nothing_repeats_in_a_session(extension: correlate.Extension) -> None:
     p0, p1 = run(needs, extension).results
     strings = [p0[0].m0, p0[0].m1, p1[1].m0, p1[1].m1, p0[2].m0, p0[2].m1]
     everything = np.concatenate(strings)
-    assert len(np.unique(everything)) == len(everything)
+    assert len(np.unique(everything)) >= len(everything) - 1  # two of 64 bits may be equal by chance, but no two pairs
+    pairs = np.stack([np.concatenate(strings[::2]), np.concatenate(strings[1::2])], axis=1)
+    assert len(np.unique(pairs, axis=0)) == len(pairs)
 
 
 def test_sessions_share_nothing(extension: correlate.Extension) -> None:
