@@ -58,11 +58,12 @@ def test_kernels_that_do_not_answer(run, told, monkeypatch):
         with ThreadPoolExecutor(1) as kernels:
             watched = Pulse(kernels, kernels_stalled=0.3)
             watched.start()
-            kernels.submit(release.wait)
+            kernels.submit(release.wait, 60)
             await asyncio.sleep(0.1)
             assert watched.well
             await until(lambda: not watched.well)
-            await until(lambda: watched.lag < 0.3)  # the loop turns all the same
+            await until(lambda: watched.kernels_silent > 2)
+            assert watched.lag < 1.5, "the loop turns all the same"
             release.set()
             await until(lambda: watched.well)
             await watched.stop()
@@ -91,8 +92,10 @@ def test_the_watchdog_hears_only_that_all_is_well(run, tmp_path, monkeypatch):
 
     async def main(listener):
         task = asyncio.create_task(keep_watchdog(0.05, lambda: well[0]))
-        await asyncio.sleep(1.0)
-        heard = drained(listener)
+        heard = []
+        for _ in range(10):  # the socket holds few
+            await asyncio.sleep(0.1)
+            heard += drained(listener)
         assert len(heard) >= 5, "some forty on an idle machine"
         assert set(heard) == {b"WATCHDOG=1"}
         well[0] = False
