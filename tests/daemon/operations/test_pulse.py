@@ -96,7 +96,7 @@ def test_the_watchdog_hears_only_that_all_is_well(run, tmp_path, monkeypatch):
         for _ in range(10):  # the socket holds few
             await asyncio.sleep(0.1)
             heard += drained(listener)
-        assert len(heard) >= 5, "some forty on an idle machine"
+        assert len(heard) >= 5, "some twenty on an idle machine"
         assert set(heard) == {b"WATCHDOG=1"}
         well[0] = False
         await asyncio.sleep(0.1)
