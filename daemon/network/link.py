@@ -121,25 +121,27 @@ class ControlLink:
 
     def drop(self, reason: MpcdError) -> None:
         """The peer is none of ours any more."""
-        self.active = False
-        if self._dialling is not None:
-            self._dialling.cancel()
-        for link in (*self._retiring, *([self.current] if self.current is not None else [])):
-            link.stop()
-            link.connection.abort(reason)
+        self._leave(reason)
+        if self.current is not None:
+            self.current.connection.abort(reason)
         self.notify()
 
     async def stop(self) -> None:
         """This daemon stops."""
+        self._leave()
+        if self.current is not None:
+            await self.current.connection.close(wait=0.5)
+
+    def _leave(self, reason: MpcdError | None = None) -> None:
+        """Dial no more, give up the peer's calls at work, and what is retiring; the present connection stays."""
         self.active = False
         if self._dialling is not None:
             self._dialling.cancel()
-        for link in self._retiring:
-            link.stop()
-            link.connection.abort()
         if self.current is not None:
             self.current.stop()
-            await self.current.connection.close(wait=0.5)
+        for link in self._retiring:
+            link.stop()
+            link.connection.abort(reason)
 
     def notify(self) -> None:
         """Wake everybody who waits for a change."""
