@@ -103,16 +103,22 @@ def test_call_in_flight_when_the_link_breaks(run, sides):
     run(main())
 
 
-def test_too_many_calls_at_once_are_turned_away(run, identities, tmp_path):
-    a, b = identities
+def three_calls_at_once(identities, folder):
+    """Alpha, a beta that has no more of its calls at work, and the gate at which these wait."""
     gate = asyncio.Event()
 
     async def wait(peer, params):
         await gate.wait()
         return {}
 
-    one = Side(a, "alpha", tmp_path)
-    two = Side(b, "beta", tmp_path, handlers={"wait": wait}, limits={"calls_per_peer": 3})
+    a, b = identities
+    one = Side(a, "alpha", folder)
+    two = Side(b, "beta", folder, handlers={"wait": wait}, limits={"calls_per_peer": 3})
+    return one, two, gate
+
+
+def test_too_many_calls_at_once_are_turned_away(run, identities, tmp_path):
+    one, two, gate = three_calls_at_once(identities, tmp_path)
 
     async def main():
         async with joined(one, two):
@@ -126,16 +132,8 @@ def test_too_many_calls_at_once_are_turned_away(run, identities, tmp_path):
 
 
 def test_a_flood_of_calls_is_not_read(run, identities, tmp_path):
-    a, b = identities
-    gate = asyncio.Event()
+    one, two, gate = three_calls_at_once(identities, tmp_path)
     held = asyncio.Event()
-
-    async def wait(peer, params):
-        await gate.wait()
-        return {}
-
-    one = Side(a, "alpha", tmp_path)
-    two = Side(b, "beta", tmp_path, handlers={"wait": wait}, limits={"calls_per_peer": 3})
 
     async def main():
         async with joined(one, two):
