@@ -29,6 +29,7 @@ from mpcd.daemon.offline.store import UnitStore
 from mpcd.daemon.operations.meters import Meters
 from mpcd.daemon.sessions import policy
 from mpcd.daemon.sessions.records import Records
+from mpcd.daemon.tasks import seen
 from mpcd.daemon.version import software_digest
 from mpcd.daemon.warm import Kernels
 
@@ -123,6 +124,7 @@ async def aside(function: Callable[..., R], *args: Any) -> R:
     """
     run = contextvars.copy_context().run
     future = asyncio.get_running_loop().run_in_executor(None, functools.partial(run, function, *args))
+    future.add_done_callback(seen)  # a cancelled caller takes no error
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:

@@ -23,6 +23,7 @@ from mpcd.daemon.offline.agreement import Agreement
 from mpcd.daemon.offline.making import Offline
 from mpcd.daemon.operations.operations import Operations
 from mpcd.daemon.sessions.sessions import Sessions
+from mpcd.daemon.tasks import Tasks
 
 DRAIN = 40.0  # seconds; systemd/mpcd.service allows 60 for all of stopping
 
@@ -62,7 +63,7 @@ class Daemon:
         self.api = Api(self.context, catalogue, self.offline, self.sessions, self.operations)
         self.control = ControlServer(paths.control_socket, self.api.methods, self.context.meters.error)
         self._warming: asyncio.Task[None] | None = None
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Tasks()
 
     async def start(self, warm: bool = True) -> None:
         """``warm`` False: kernels are compiled as they are first used (tests)."""
@@ -84,8 +85,7 @@ class Daemon:
         )
 
     def _on_stranger(self, event: str) -> None:
-        self._background.add(task := asyncio.create_task(aside(self.context.audit.refused, STRANGERS, event, "")))
-        task.add_done_callback(self._background.discard)
+        self._background.spawn(aside(self.context.audit.refused, STRANGERS, event, ""))
 
     def _on_connect(self, peer: str) -> None:
         self.sessions.on_connect(peer)
@@ -99,7 +99,7 @@ class Daemon:
         await self.offline.stop()
         await self._exchange.stop()
         await self.net.stop()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.wait()
         await self.operations.stop()
         if self._warming is not None:
             self._warming.cancel()

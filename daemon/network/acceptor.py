@@ -21,8 +21,8 @@ from mpcd.daemon.network.identity import grouped
 from mpcd.daemon.network.keys import Keys
 from mpcd.daemon.network.peers import CA, Peer, Peers
 from mpcd.daemon.network.strangers import Strangers
-from mpcd.daemon.network.tasks import Tasks
 from mpcd.daemon.network.transport import Connection
+from mpcd.daemon.tasks import Tasks
 
 Receive = Callable[[Connection, Peer, Hello], Awaitable[None]]
 

@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from mpcd.daemon.errors import LinkError, PeerDeviated, ProtocolViolation
 from mpcd.daemon.network.transport import Connection
+from mpcd.daemon.tasks import seen
 from mpcd.protocol.channel import Compute, Recv, Send
 from mpcd.protocol.wire import Deviation, Frame, WireError
 
@@ -197,6 +198,7 @@ class _Burst:
 async def _in_thread(burst: _Burst, executor: Executor | None) -> Any:
     """A thread cannot be stopped: when cancelled, wait for it, so that nothing of this run goes on behind our back."""
     future = asyncio.get_running_loop().run_in_executor(executor, burst.run)
+    future.add_done_callback(seen)
     try:
         return await asyncio.shield(future)
     except asyncio.CancelledError:
@@ -204,6 +206,4 @@ async def _in_thread(burst: _Burst, executor: Executor | None) -> Any:
         while not future.done():
             with contextlib.suppress(asyncio.CancelledError):
                 await asyncio.wait([future])
-        if not future.cancelled():
-            future.exception()  # seen
         raise

@@ -21,9 +21,9 @@ from mpcd.daemon.network.dialler import Dialler
 from mpcd.daemon.network.greeting import CONTROL, Hello
 from mpcd.daemon.network.peers import CA, Peer
 from mpcd.daemon.network.rpc import Handler, Link
-from mpcd.daemon.network.tasks import Tasks
 from mpcd.daemon.network.traffic import Traffic
 from mpcd.daemon.network.transport import Connection
+from mpcd.daemon.tasks import Tasks
 from mpcd.daemon.version import software_digest
 
 RETIRING = 4  # old connections of the link that finish what is under way

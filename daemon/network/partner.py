@@ -15,6 +15,7 @@ from mpcd.daemon import log
 from mpcd.daemon.context import Context
 from mpcd.daemon.errors import LinkError, MpcdError, PeerError, for_peer
 from mpcd.daemon.network.greeting import error_from
+from mpcd.daemon.tasks import seen
 
 LISTEN = 1.0  # seconds that the reason may come later than the end of the data connection
 TELL = 5.0
@@ -45,6 +46,7 @@ class Partner:
         heard: asyncio.Future[PeerError] = asyncio.get_running_loop().create_future()
         self._heard[peer, job] = heard
         work = asyncio.create_task(half)
+        work.add_done_callback(seen)  # when cancelled, it may yet fail with something else
         try:
             both: list[asyncio.Future[Any]] = [work, heard]
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)

@@ -31,9 +31,9 @@ from mpcd.daemon.network.peers import Peer, Peers
 from mpcd.daemon.network.rate import Rate
 from mpcd.daemon.network.rpc import Handler, Link
 from mpcd.daemon.network.strangers import Stranger, Strangers
-from mpcd.daemon.network.tasks import Tasks
 from mpcd.daemon.network.traffic import Moved, Traffic
 from mpcd.daemon.network.transport import Connection
+from mpcd.daemon.tasks import Tasks
 
 # Of one peer, which has shown who it is: connections a second, and at once; a control link counts for ten.
 CONNECTIONS_A_SECOND, CONNECTIONS_AT_ONCE, LINK_COSTS = 50.0, 200.0, 10.0

@@ -26,6 +26,7 @@ from mpcd.daemon.errors import (
 from mpcd.daemon.network.greeting import Hello, error_from
 from mpcd.daemon.network.rate import Rate
 from mpcd.daemon.network.transport import Connection
+from mpcd.daemon.tasks import seen
 from mpcd.protocol.wire import Frame
 
 HEADER = b"rpc"
@@ -90,6 +91,7 @@ class Link:
     async def call(self, method: str, params: dict[str, Any], timeout: float) -> dict[str, Any]:
         number = next(self._numbers)
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(seen)  # a link that breaks tells the call of it twice, while it is being sent
         self._pending[number] = future
         try:
             async with asyncio.timeout(timeout):
@@ -205,4 +207,6 @@ class Link:
         if self.connection.failure is not None:
             raise LinkError(f"the link to {self.peer} is broken: {self.connection.failure}")
         # Not cancelled half way: that would cost the link for one caller's timeout.
-        await asyncio.shield(asyncio.ensure_future(self.connection.send_frame(Frame(HEADER, (memoryview(data),)))))
+        sending = asyncio.ensure_future(self.connection.send_frame(Frame(HEADER, (memoryview(data),))))
+        sending.add_done_callback(seen)
+        await asyncio.shield(sending)

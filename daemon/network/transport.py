@@ -26,6 +26,7 @@ from mpcd.daemon.network import tls
 from mpcd.daemon.network.bandwidth import Bandwidth
 from mpcd.daemon.network.proxy import Proxy
 from mpcd.daemon.network.rate import Rate
+from mpcd.daemon.tasks import seen
 from mpcd.protocol import wire
 
 PREFIX = struct.Struct("<IQ")
@@ -77,6 +78,7 @@ class Connection(asyncio.BufferedProtocol):
         self.shown_fingerprint = ""  # of the certificate that this end showed
         self.peer_certificate = b""  # DER; empty if the other end showed none
         self._established: asyncio.Future[None] = self._loop.create_future()
+        self._established.add_done_callback(seen)  # not everybody waits for it
         self._closed: asyncio.Future[None] = self._loop.create_future()
         self._failure: Exception | None = None
         self._deaf = False  # nothing that arrives counts any more
@@ -462,7 +464,6 @@ class Connection(asyncio.BufferedProtocol):
             self._failure = error
         if not self._established.done():
             self._established.set_exception(self._failure)
-            self._established.exception()  # not everybody waits for it
         self._wake_reader()
         self.resume_writing()
 

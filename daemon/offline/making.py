@@ -38,6 +38,7 @@ from mpcd.daemon.offline.capacity import BATCH, JobEstimate, Store
 from mpcd.daemon.offline.ledger import Stock
 from mpcd.daemon.offline.store import UnitWriter
 from mpcd.daemon.sessions.policy import NotNow
+from mpcd.daemon.tasks import seen
 from mpcd.protocol import preprocessing
 from mpcd.protocol.channel import DATA_OWNER, MODEL_OWNER, Channel
 from mpcd.protocol.network import PrivateNumbers
@@ -323,7 +324,7 @@ class Offline:
             params.get("idle") is True,
         )
         task = asyncio.create_task(half)
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        task.add_done_callback(seen)
         self._batches[batch] = _Batch(peer, stock, units, finished, told, task)
         return {}
 
@@ -450,7 +451,7 @@ class Offline:
         job = Job(peer, name)
         job.idle = params.get("idle") is True
         task = asyncio.create_task(self._work_for(peer, name, images, bool(params.get("estimate_only")), job))
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())
+        task.add_done_callback(seen)
         self._asked[request] = _Asked(peer, job, task, time.monotonic())
         return {"request": request}
 
@@ -463,6 +464,7 @@ class Offline:
                 return {"estimate": dataclasses.asdict(await self.estimate(peer, model, images))}
             watch = asyncio.create_task(self._until_abandoned(job))
             work = asyncio.create_task(self.make(peer, model, images, job))
+            work.add_done_callback(seen)
             try:
                 await asyncio.wait([watch, work], return_when=asyncio.FIRST_COMPLETED)
                 return work.result() if work.done() else {}

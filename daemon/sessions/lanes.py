@@ -27,6 +27,7 @@ from mpcd.daemon.sessions.flight import Flight
 from mpcd.daemon.sessions.inference import infer, remove_spent
 from mpcd.daemon.sessions.live import LiveSessions
 from mpcd.daemon.sessions.records import Session
+from mpcd.daemon.tasks import seen
 from mpcd.protocol import preprocessing
 from mpcd.protocol.channel import DATA_OWNER
 
@@ -57,7 +58,7 @@ class Turn:
         image = await (self._ahead.pop(number, None) or aside(_load, self._dataset, number, self.model))
         if self.missing and self.missing[0] not in self._ahead:
             task = asyncio.create_task(aside(_load, self._dataset, self.missing[0], self.model))
-            task.add_done_callback(lambda task: task.cancelled() or task.exception())  # not every one is used
+            task.add_done_callback(seen)  # not every one is used
             self._ahead[self.missing[0]] = task
         return image
 
@@ -169,6 +170,7 @@ class Lanes:
         work = asyncio.create_task(self._partner.run(peer, unit_job, half()))
         self.flying.add(work)
         work.add_done_callback(self.flying.discard)
+        work.add_done_callback(seen)
         try:
             moved = await work
             if moved is None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import time
 from collections.abc import Coroutine
@@ -14,6 +13,7 @@ from mpcd.daemon.errors import Conflict, MpcdError, NotFound, ProtocolViolation,
 from mpcd.daemon.network.greeting import printable
 from mpcd.daemon.sessions.live import LiveSessions
 from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, FINAL, MODEL_OWNER_ROLE, Session
+from mpcd.daemon.tasks import Tasks
 
 UNKNOWN = "unknown"
 PAGE = 200  # sessions in a message
@@ -31,14 +31,12 @@ class News:
     def __init__(self, context: Context, live: LiveSessions) -> None:
         self._context = context
         self._live = live
-        self._background: set[asyncio.Task[None]] = set()
+        self._background = Tasks()
         self._told: dict[str, float] = {}  # by peer, until when it knows what ended
         self.handlers = {"session.states": self._serve_states, "session.ask": self._serve_ask}
 
     async def stop(self) -> None:
-        for task in self._background:
-            task.cancel()
-        await asyncio.gather(*self._background, return_exceptions=True)
+        await self._background.stop()
 
     async def end(self, id: str, state: str, reason: str, approved_by: str | None = None) -> Session:
         """Move a session to its end, stop what runs of it, tell the peer. Raises Conflict when it is over already."""
@@ -70,9 +68,7 @@ class News:
             with contextlib.suppress(MpcdError):
                 await work
 
-        task = asyncio.create_task(quietly())
-        self._background.add(task)
-        task.add_done_callback(self._background.discard)
+        self._background.spawn(quietly())
 
     async def _catch_up(self, peer: str) -> None:
         now = time.time()

@@ -35,7 +35,11 @@ async def box(folder, target, newest=ssl.TLSVersion.TLSv1_3):
         writer.close()
 
     async def handle(reader, writer):
-        onward = await asyncio.open_connection("127.0.0.1", target, ssl=client_side)
+        try:
+            onward = await asyncio.open_connection("127.0.0.1", target, ssl=client_side)
+        except OSError:
+            writer.close()
+            return
         await asyncio.gather(pump(reader, onward[1], True), pump(onward[0], writer))
 
     Box.port = free_port()

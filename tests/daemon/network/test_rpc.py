@@ -221,3 +221,27 @@ def test_messages_and_their_bytes_are_read_no_faster_than_agreed(run, identities
             await greet_by_hand(one, two, hello(one), flood)
 
     run(main())
+
+
+def test_calls_that_a_break_meets_while_they_are_being_sent(run, identities, tmp_path):
+    """To a peer that reads nothing: one caller waits, one has gone. ``run`` finds the errors that nobody took."""
+    a, b = identities
+    one, two = Side(a, "alpha", tmp_path), Side(b, "beta", tmp_path)
+    two.knows(one, "")
+
+    async def deaf(connection):
+        await until(lambda: two.net.connected("alpha"))
+        call = {"x": bytes(1_000_000)}
+        calls = [asyncio.create_task(two.net.call("alpha", "hold", call, timeout=30)) for _ in range(30)]
+        gone = [asyncio.create_task(two.net.call("alpha", "hold", call, timeout=0.2)) for _ in range(3)]
+        for error in await asyncio.gather(*gone, return_exceptions=True):
+            assert isinstance(error, PeerSilent)
+        connection.abort()
+        for error in await asyncio.gather(*calls, return_exceptions=True):
+            assert isinstance(error, LinkError)
+
+    async def main():
+        async with up(two):
+            await greet_by_hand(one, two, hello(one), deaf)
+
+    run(main())

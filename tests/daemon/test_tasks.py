@@ -1,9 +1,9 @@
 import asyncio
 
-from mpcd.daemon.network.tasks import Tasks
+from mpcd.daemon.tasks import Tasks
 
 
-def test_those_that_run_are_stopped_and_waited_for_whatever_the_others_ended_with(run):
+def test_those_that_run_are_stopped_and_waited_for_whatever_the_others_ended_with(run, capfd):
     ended = []
 
     async def until_cancelled():
@@ -27,3 +27,4 @@ def test_those_that_run_are_stopped_and_waited_for_whatever_the_others_ended_wit
         assert asyncio.all_tasks() == {asyncio.current_task()}
 
     run(main())
+    assert "what ran in the background failed" in "".join(capfd.readouterr())
