@@ -17,6 +17,7 @@ from mpcd.daemon import log
 from mpcd.daemon.control import operator
 from mpcd.daemon.control.jobs import Job, Progress
 from mpcd.daemon.errors import Conflict, InternalError, MpcdError
+from mpcd.daemon.tasks import Tasks
 
 MAX_MESSAGE = 64 * 1024 * 1024
 MAX_REQUEST = 1024 * 1024
@@ -113,7 +114,8 @@ class ControlServer:
         self._path = path
         self._on_error = on_error
         self._methods = methods
-        self._connections: set[asyncio.Task[None]] = set()
+        self._connections = Tasks()
+        self._open: set[asyncio.StreamWriter] = set()
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
@@ -133,18 +135,19 @@ class ControlServer:
     async def stop(self) -> None:
         if self._server is not None:
             self._server.close()
-        for task in list(self._connections):
-            task.cancel()
-        await asyncio.gather(*self._connections, return_exceptions=True)
+        for writer in self._open:
+            writer.transport.abort()  # its requests are cancelled, once, and waited for
+        await self._connections.wait()
         self._path.unlink(missing_ok=True)
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._connections.add(task)
-        operator.uid.set(operator.uid_of(writer))
+    def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open.add(writer)
+        self._connections.spawn(self._serve(reader, writer))
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         requests: set[asyncio.Task[None]] = set()
         try:
+            operator.uid.set(operator.uid_of(writer))
             while True:
                 try:
                     (size,) = _LENGTH.unpack(await reader.readexactly(_LENGTH.size))
@@ -163,14 +166,12 @@ class ControlServer:
                 answer = asyncio.create_task(self._answer(writer, number, method, params))
                 requests.add(answer)
                 answer.add_done_callback(requests.discard)
-        except asyncio.CancelledError:
-            pass  # the daemon stops
         finally:
             for answer in requests:
                 answer.cancel()
             await asyncio.gather(*requests, return_exceptions=True)
+            self._open.discard(writer)
             writer.close()
-            self._connections.discard(task)
 
     async def _answer(self, writer: asyncio.StreamWriter, number: int, method: str, given: dict[str, Any]) -> None:
         job = Job()

@@ -136,6 +136,30 @@ def test_requests_side_by_side_and_a_client_that_goes(run, tmp_path):
     assert (started, cancelled) == ([1], [1])
 
 
+def test_a_stop_while_a_client_that_went_is_cleared_up(run, tmp_path):
+    begun, ended, errors = asyncio.Event(), [], []
+
+    async def slow(params, job):
+        begun.set()
+        try:
+            await asyncio.sleep(60)
+        finally:
+            await asyncio.sleep(0.2)
+            ended.append(True)
+
+    async def use(client, server):
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: errors.append(context))
+        call = asyncio.create_task(client.call("slow"))
+        await begun.wait()
+        call.cancel()
+        await asyncio.sleep(0.05)
+        await server.stop()
+        await asyncio.sleep(0.3)
+
+    served(run, tmp_path, {"slow": slow}, use)
+    assert (ended, errors) == ([True], [])
+
+
 def test_one_server_a_socket(run, tmp_path):
     async def use(client, server):
         with pytest.raises(Conflict, match="another daemon"):
