@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from typing import Any
@@ -29,21 +30,31 @@ class Binding:
 
     def digest(self, terms: Terms) -> str:
         """One number for all that is bound, the same on both sides: to be compared, and for logs."""
-        both = {"terms": terms.as_dict(), **dataclasses.asdict(self)}
-        text = json.dumps(both, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
-        return hashlib.sha256(_TAG + text.encode()).hexdigest()
+        return _digest(self, terms)
 
     def told(self, terms: Terms) -> dict[str, Any]:
         """For the peer, and for the control API."""
-        return {"digest": self.digest(terms), **dataclasses.asdict(self)}
+        return {"digest": self.digest(terms), **self.as_dict()}
+
+    def as_dict(self) -> dict[str, str]:
+        return {name: getattr(self, name) for name in _FIELDS}
 
     @classmethod
     def parse(cls, given: object, terms: Terms) -> Binding:
         """What the peer told. Raises ProtocolViolation, or Mismatch where it binds other terms."""
-        names = [field.name for field in dataclasses.fields(cls)]
-        if not isinstance(given, dict) or not all(isinstance(given.get(name), str) for name in [*names, "digest"]):
+        if not isinstance(given, dict) or not all(isinstance(given.get(name), str) for name in [*_FIELDS, "digest"]):
             raise ProtocolViolation("the peer's approval does not say what it binds")
-        binding = cls(**{name: printable(given[name], MOST) for name in names})
+        binding = cls(**{name: printable(given[name], MOST) for name in _FIELDS})
         if binding.digest(terms) != given["digest"]:
             raise Mismatch.of("approval", binding.digest(terms), printable(given["digest"], MOST))
         return binding
+
+
+_FIELDS = [field.name for field in dataclasses.fields(Binding)]
+
+
+@functools.lru_cache(1024)  # `mpcctl status` shows those of all open sessions
+def _digest(binding: Binding, terms: Terms) -> str:
+    both = {"terms": terms.as_dict(), **binding.as_dict()}
+    text = json.dumps(both, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    return hashlib.sha256(_TAG + text.encode()).hexdigest()

@@ -279,7 +279,7 @@ class Records:
 
     def bind(self, id: str, binding: Binding) -> None:
         """What the approval binds, before it is given. Raises Conflict where a given one binds something else."""
-        bound = json.dumps(dataclasses.asdict(binding))
+        bound = json.dumps(binding.as_dict())
         try:
             with self._db.transaction() as db:
                 db.execute("UPDATE session SET bound = ? WHERE id = ?", (bound, id))
