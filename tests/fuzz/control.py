@@ -88,7 +88,7 @@ class Control(Target):
         reader.feed_data(data)
         asyncio.get_running_loop().call_later(0, lambda: None)
         out: Any = Out()
-        serving = asyncio.create_task(self._server._accept(reader, out))
+        serving = asyncio.create_task(self._server._serve(reader, out))
         for _ in range(30):
             await asyncio.sleep(0)
         reader.feed_eof()
@@ -100,7 +100,7 @@ class Control(Target):
             at += 4 + size
             assert answer.get("error", {}).get("code") != "internal", (answer, data)
         assert at == len(out.data)
-        assert not self._server._connections
+        assert not self._server._open
 
     def close(self) -> None:
         self._loop.close()
