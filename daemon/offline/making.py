@@ -303,6 +303,8 @@ class Offline:
             raise ProtocolViolation(f"offline.begin names no OT extension of ours: {str(extension)[:40]}")
         stock = self._agreement.stock(peer, model)
         async with self._beginning:  # the next one's check counts these units
+            if batch in self._batches:
+                raise ProtocolViolation("offline.begin names a batch that is in the making already")
             session = await self._allowance.check(peer, model, len(units), params.get("session"))
             capacity.check_memory(preprocessing.memory_bytes(model.network), context.config.limits.memory_gib)
             kept = capacity.store_for(context.config.offline.store, extension)

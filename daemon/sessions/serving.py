@@ -241,6 +241,8 @@ class Serving:
             raise LedgerError(peer_text="this unit is not ready at the model owner")
         beside = params.get("beside", [])
         await self._make_place(session.id, number, unit_job, beside if isinstance(beside, list) else [])
+        if unit_job in self.flying:
+            raise ProtocolViolation("session.image names a job that is at work already")
         spent: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(self._serve(session, model, number, unit, unit_job, spent))
         self.flying[unit_job] = Served(session.id, number, task)

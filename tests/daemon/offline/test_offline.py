@@ -333,6 +333,41 @@ def test_a_comparison_leaves_a_batch_in_the_making_alone(run, tmp_path):
     run(main())
 
 
+def test_stopped_while_the_model_owner_looks_at_the_next_batch(run, tmp_path, monkeypatch):
+    """Its half begins after the word that ours has ended: it does not wait for our data connection."""
+
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            _, theirs = clients(vendor, hospital)
+            check, call = vendor.offline._allowance.check, hospital.net.call
+            looking, told = asyncio.Event(), asyncio.Event()
+
+            async def slow(*args):
+                if vendor.offline._beginning.locked():
+                    looking.set()
+                    await told.wait()
+                return await check(*args)
+
+            async def hear(peer, method, params, timeout=None):
+                answer = await call(peer, method, params, timeout)
+                if method == "job.failed":
+                    told.set()
+                return answer
+
+            monkeypatch.setattr(vendor.offline._allowance, "check", slow)
+            monkeypatch.setattr(hospital.net, "call", hear)
+            making = asyncio.create_task(theirs.call("offline.make", peer=VENDOR, model=MODEL, images=2))
+            await looking.wait()
+            making.cancel()
+            async with asyncio.timeout(20):
+                await told.wait()
+                while not (units := vendor.context.ledger.counts()) or any(c["making"] for c in units.values()):
+                    await asyncio.sleep(0.02)
+            assert await agreed(vendor, hospital) == []
+
+    run(main())
+
+
 def test_stopped_by_the_client(run, tmp_path):
     """Closing the connection stops it; the batch is burnt on both sides."""
 
