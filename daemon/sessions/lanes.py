@@ -128,6 +128,7 @@ class Lanes:
             except Exception as error:
                 turn.error = turn.error or error
             turn.proven.set()
+        turn.proven.set()  # also when no image began: it is too late in the day, and the other lanes wait for this one
 
     async def _image(self, turn: Turn, number: int) -> bool:
         """One image into the records; False when there is no unit for it."""
