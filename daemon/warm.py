@@ -72,15 +72,27 @@ class Kernels:
 
     async def run(self) -> None:
         """Compile; a failure costs only time, later: it is logged."""
+        try:
+            await self._compile()
+        except Exception as error:
+            known = isinstance(error, OSError)  # no room for a process, or no way to the cache
+            _log.warning("kernels could not be compiled ahead", reason=error, exc_info=None if known else error)
+        finally:
+            self.ready.set()
+
+    async def _compile(self) -> None:
         began = time.monotonic()
         done = await asyncio.to_thread(_mark)
         if done is not None and done.exists():
             self.done = STEPS
             await asyncio.to_thread(first_kernel)
-            self.ready.set()
             return
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "mpcd.daemon.warm", stdout=asyncio.subprocess.PIPE
+            sys.executable,
+            "-m",
+            "mpcd.daemon.warm",
+            stdout=asyncio.subprocess.PIPE,
+            start_new_session=True,  # Ctrl-C in the daemon's terminal is the daemon's, which kills this
         )
         assert process.stdout is not None
         try:
@@ -95,7 +107,6 @@ class Kernels:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-            self.ready.set()
 
 
 def first_kernel() -> None:

@@ -58,6 +58,7 @@ async def run(task: dict[str, Any], job: Job, threads: int) -> Any:
         stdout=asyncio.subprocess.PIPE,
         limit=MAX_LINE,
         env=environment,
+        start_new_session=True,  # Ctrl-C in the daemon's terminal is the daemon's, which kills this
     )
     assert process.stdin is not None
     assert process.stdout is not None

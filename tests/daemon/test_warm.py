@@ -1,8 +1,12 @@
 """Warming up: every operation occurs, so that every kernel is compiled; daemons that share a cache compile once."""
 
 import asyncio
+import os
 import subprocess
 import sys
+
+import psutil
+import pytest
 
 from mpcd.daemon import warm
 from mpcd.daemon.control.jobs import Job
@@ -40,8 +44,9 @@ def test_jobs_wait_and_a_marked_cache_is_ready(tmp_path, monkeypatch):
     asyncio.run(main())
 
 
-def test_failing_to_warm_stops_nobody(monkeypatch):
-    monkeypatch.setattr(sys, "executable", "/bin/false")
+@pytest.mark.parametrize("python", ["/bin/false", "/nowhere/python"], ids=["fails", "cannot be started"])
+def test_failing_to_warm_stops_nobody(monkeypatch, python):
+    monkeypatch.setattr(sys, "executable", python)
     monkeypatch.setenv("NUMBA_CACHE_DIR", "")
 
     async def main():
@@ -50,6 +55,26 @@ def test_failing_to_warm_stops_nobody(monkeypatch):
         assert kernels.ready.is_set()
 
     asyncio.run(main())
+
+
+def test_an_interrupt_at_the_terminal_is_the_daemons(run, monkeypatch):
+    monkeypatch.setenv("NUMBA_CACHE_DIR", "")
+
+    async def main():
+        before = psutil.Process().children()
+        running = asyncio.create_task(warm.Kernels().run())
+        while not (started := set(psutil.Process().children()) - set(before)):
+            await asyncio.sleep(0.01)
+        (child,) = started
+        assert os.getpgid(child.pid) != os.getpgid(0)
+        running.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await running
+        async with asyncio.timeout(10):
+            while child.is_running():
+                await asyncio.sleep(0.01)
+
+    run(main())
 
 
 def test_what_numba_loads_with_its_first_kernel_is_there_when_jobs_begin():
