@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sqlite3
+import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from typing import Any
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+from wsgiref.types import StartResponse, WSGIApplication, WSGIEnvironment
 
 import psutil
 from prometheus_client import ProcessCollector, make_wsgi_app
@@ -21,7 +24,7 @@ from prometheus_client.registry import Collector
 from mpcd.daemon import log
 from mpcd.daemon.config import split_address
 from mpcd.daemon.context import Context
-from mpcd.daemon.errors import ConfigError
+from mpcd.daemon.errors import ConfigError, MpcdError
 from mpcd.daemon.operations import folder
 from mpcd.daemon.operations.pulse import Pulse
 from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, FINAL, MODEL_OWNER_ROLE, RUNNING
@@ -52,9 +55,9 @@ class Metrics:
         registry = self._context.meters.registry
         registry.register(_Snapshot(self._context, self._pulse, asyncio.get_running_loop()))
         ProcessCollector(registry=registry)
-        kind = _Server6 if ":" in host else WSGIServer
+        kind = _Server6 if ":" in host else _Server
         try:
-            self._server = make_server(host, port, make_wsgi_app(registry), kind, _Handler)
+            self._server = make_server(host, port, _or_unavailable(make_wsgi_app(registry)), kind, _Handler)
         except OSError as error:
             raise ConfigError(
                 f"metrics cannot be served on {listen}: {error.strerror or error}",
@@ -72,7 +75,29 @@ class Metrics:
             self._thread.join()
 
 
-class _Server6(WSGIServer):
+def _or_unavailable(application: WSGIApplication) -> WSGIApplication:
+    """503 where the application fails: it is the next scrape that counts."""
+
+    def answer(environ: WSGIEnvironment, start_response: StartResponse) -> Iterable[bytes]:
+        try:
+            return application(environ, start_response)
+        except Exception as error:
+            known = isinstance(error, (MpcdError, OSError, sqlite3.Error))
+            _log.warning("metrics cannot be had", reason=error, exc_info=None if known else error)
+            start_response("503 Service Unavailable", [("Content-Type", "text/plain; charset=utf-8")])
+            return [b"The metrics cannot be had now; the daemon's log says why.\n"]
+
+    return answer
+
+
+class _Server(WSGIServer):
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        error = sys.exception()
+        if not isinstance(error, OSError):  # a client that is gone, or silent
+            _log.error("a request for metrics failed", reason=error, exc_info=error)
+
+
+class _Server6(_Server):
     address_family = socket.AF_INET6
 
 
@@ -101,7 +126,10 @@ class _Snapshot(Collector):
         yield build
         yield from self._of_records()
         yield from self._of_units()
-        yield from asyncio.run_coroutine_threadsafe(self._of_the_loop(), self._loop).result(LOOP_TIMEOUT)
+        try:
+            yield from asyncio.run_coroutine_threadsafe(self._of_the_loop(), self._loop).result(LOOP_TIMEOUT)
+        except TimeoutError:
+            raise TimeoutError(f"the event loop did not come to it in {LOOP_TIMEOUT:g} seconds") from None
         yield GaugeMetricFamily("mpcd_disk_free_bytes", "Where units are kept.", value=context.store.free_bytes())
         yield GaugeMetricFamily("mpcd_threads", "Threads of the daemon.", value=psutil.Process().num_threads())
 

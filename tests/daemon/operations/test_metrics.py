@@ -1,6 +1,9 @@
 """What Prometheus reads: true, and nothing that tells one patient from another."""
 
 import asyncio
+import socket
+import struct
+import threading
 import urllib.error
 import urllib.request
 
@@ -9,6 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from mpcd.daemon.config import Config, Metrics
 from mpcd.daemon.errors import ConfigError, NotEnough, PeerError
+from mpcd.daemon.operations import metrics
 from mpcd.daemon.operations.meters import Meters
 from mpcd.daemon.service import Daemon
 from tests.daemon.network.sides import free_port
@@ -60,6 +64,53 @@ def test_a_session_is_seen(run, tmp_path):
     assert found["process_resident_memory_bytes",] > 10_000_000
     for secret in (MODEL, DATASET, HOSPITAL, "1.2.3.", "finding"):
         assert secret not in text
+
+
+def test_clients_that_are_gone_or_silent_leave_no_traceback(run, tmp_path, monkeypatch, capfd):
+    port = free_port()
+    monkeypatch.setattr(metrics._Handler, "timeout", 0.1)
+
+    def silent():
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            assert client.recv(1) == b"", "the server hangs up"
+
+    def gone():
+        with socket.create_connection(("127.0.0.1", port)) as client:
+            client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # close: a reset
+            client.send(b"GE")
+
+    async def main():
+        async with daemons(tmp_path, hospital={"metrics": Metrics(f"127.0.0.1:{port}")}):
+            await asyncio.to_thread(silent)
+            await asyncio.to_thread(gone)
+            assert "mpcd_build_info" in await asyncio.to_thread(scrape, f"127.0.0.1:{port}")
+
+    run(main())
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_a_loop_that_stands_still_is_a_status(run, tmp_path, monkeypatch, capfd):
+    listen, answers = f"127.0.0.1:{free_port()}", []
+    monkeypatch.setattr(metrics, "LOOP_TIMEOUT", 0.2)
+
+    def ask():
+        try:
+            answers.append(scrape(listen))
+        except urllib.error.HTTPError as error:
+            answers.append(error.code)
+
+    async def main():
+        async with daemons(tmp_path, hospital={"metrics": Metrics(listen)}):
+            asking = threading.Thread(target=ask)
+            asking.start()
+            asking.join()  # meanwhile the loop does nothing else
+            assert answers == [503]
+            assert "mpcd_build_info" in await asyncio.to_thread(scrape, listen)
+
+    run(main())
+    told = capfd.readouterr().err
+    assert "metrics cannot be had" in told
+    assert "Traceback" not in told
 
 
 def test_off_by_default(run, tmp_path):
