@@ -217,9 +217,13 @@ class Api:
         with library.scratch() as scratch:
             task["out"] = str(scratch)
             made = await worker.run(task, job, self._context.threads)
-            model = await aside(library.add_model, name, scratch)
-        await self._audit_model("added", model)
+            model = await aside(self._add_model, name, scratch)
         return {"model": model.describe(), "report": made}
+
+    def _add_model(self, name: str, scratch: Path) -> Model:
+        model = self._context.library.add_model(name, scratch)
+        self._audit_model("added", model)
+        return model
 
     async def _model_list(self, params: Params, job: Job) -> Result:
         peer = params.optional_text("peer")
@@ -252,17 +256,21 @@ class Api:
         await self._unused(
             "model", lambda s: s.role == MODEL_OWNER_ROLE and s.terms.model_commitment == model.commitment
         )
-        await self._audit_model("removed", model)
-        await aside(context.library.remove_model, name)
-        for stock in await aside(context.ledger.counts):
-            if stock.model == model.commitment:
-                units = await aside(context.ledger.ready_units, stock)
-                await aside(context.store.remove, await aside(context.ledger.burn, units, "the model was removed"))
+        await aside(self._burn_and_remove, model)
         return {"model": model.describe()}
 
-    async def _audit_model(self, what: str, model: Model) -> None:
-        digests = model.commitment, model.network.digest, model.recipe.digest
-        await aside(self._context.audit.model, what, *digests)
+    def _burn_and_remove(self, model: Model) -> None:
+        """The model last: while it is there, what failed half way can be asked for again."""
+        context = self._context
+        for stock in context.ledger.counts():
+            if stock.model == model.commitment:
+                units = context.ledger.ready_units(stock)
+                context.store.remove(context.ledger.burn(units, "the model was removed"))
+        self._audit_model("removed", model)
+        context.library.remove_model(model.name)
+
+    def _audit_model(self, what: str, model: Model) -> None:
+        self._context.audit.model(what, model.commitment, model.network.digest, model.recipe.digest)
 
     async def _model_evaluate(self, params: Params, job: Job) -> Result:
         name, path, labels = params.text("name"), params.path("dataset_path"), params.optional_path("labels")
@@ -287,9 +295,12 @@ class Api:
             index = scratch / "index.json"
             task = {"task": "scan", "path": str(path), "labels": str(labels), "out": str(index)}
             await worker.run(task, job, self._context.threads)
-            await aside(library.add_dataset, name, index)
-        await self._audit_dataset("added", name)
+            await aside(self._add_dataset, name, index)
         return {"dataset": await aside(library.describe_dataset, name)}
+
+    def _add_dataset(self, name: str, index: Path) -> None:
+        self._context.library.add_dataset(name, index)
+        self._audit_dataset("added", name)
 
     async def _dataset_list(self, params: Params, job: Job) -> Result:
         params.end()
@@ -312,13 +323,16 @@ class Api:
         library = self._context.library
         described = await aside(library.describe_dataset, name)
         await self._unused("data set", lambda s: s.role == DATA_OWNER_ROLE and s.own.get("dataset") == name)
-        await self._audit_dataset("removed", name)
-        await aside(library.remove_dataset, name)
+        await aside(self._remove_dataset, name)
         return {"dataset": described}
 
-    async def _audit_dataset(self, what: str, name: str) -> None:
-        dataset = await aside(self._context.library.dataset, name)
-        await aside(self._context.audit.dataset, what, dataset.commitment, len(dataset.entries))
+    def _remove_dataset(self, name: str) -> None:
+        self._audit_dataset("removed", name)
+        self._context.library.remove_dataset(name)
+
+    def _audit_dataset(self, what: str, name: str) -> None:
+        dataset = self._context.library.dataset(name)
+        self._context.audit.dataset(what, dataset.commitment, len(dataset.entries))
 
     # Offline
 

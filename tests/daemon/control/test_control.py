@@ -7,6 +7,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import msgpack
@@ -273,6 +274,73 @@ def test_looking_around(run, tmp_path):
             assert not (await theirs.call("peer.remove", name=VENDOR))["peer"]["connected"]
             for client, method in ((ours, "model.list"), (theirs, "dataset.list"), (theirs, "peer.list")):
                 assert next(iter((await client.call(method)).values())) == []
+
+    run(main())
+
+
+class Held:
+    """A function that waits, in its thread, until it may go on."""
+
+    def __init__(self, function):
+        self._function = function
+        self.reached, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, *given):
+        self.reached.set()
+        assert self.go_on.wait(30)
+        return self._function(*given)
+
+
+async def break_off(call, held):
+    """As Ctrl-C of ``mpcctl`` while the daemon is at ``held``."""
+    asked = asyncio.create_task(call)
+    await asyncio.to_thread(held.reached.wait, 30)
+    asked.cancel()
+    await asyncio.gather(asked, return_exceptions=True)
+    await asyncio.sleep(0.1)  # the daemon sees that its client is gone
+    held.go_on.set()
+
+
+def events(daemon, event):
+    return [e for e in daemon.context.audit.journal.entries() if e.event == event]
+
+
+async def until(condition):
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.02)
+
+
+def test_a_removal_that_is_broken_off_goes_to_its_end(run, tmp_path, monkeypatch):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours = Client(vendor.context.paths.control_socket)
+            theirs = Client(hospital.context.paths.control_socket)
+            await theirs.call("offline.make", peer=VENDOR, model=MODEL, images=1)
+            for daemon, name in ((vendor, "remove_model"), (hospital, "remove_dataset")):
+                held = Held(getattr(daemon.context.library, name))
+                monkeypatch.setattr(daemon.context.library, name, held)
+                method, thing = (("model.remove", MODEL), ("dataset.remove", DATASET))[daemon is hospital]
+                await break_off(Client(daemon.context.paths.control_socket).call(method, name=thing), held)
+            await until(lambda: not vendor.context.library.has_model(MODEL) and not hospital.context.library.datasets())
+            assert (await ours.call("offline.status"))["units"][0]["burnt"] == 1
+            assert not list(vendor.context.store.root.iterdir())
+            assert len(events(vendor, "model.removed")) == len(events(hospital, "dataset.removed")) == 1
+
+    run(main())
+
+
+def test_what_was_added_is_in_the_audit_log_whoever_waits(run, tmp_path, monkeypatch):
+    async def main():
+        async with daemons(tmp_path) as (_, hospital):
+            theirs, library = Client(hospital.context.paths.control_socket), hospital.context.library
+            held = Held(library.add_dataset)
+            monkeypatch.setattr(library, "add_dataset", held)
+            images = tmp_path / "images"
+            more = {"path": str(images / "dicom"), "labels": str(images / "labels.csv")}
+            await break_off(theirs.call("dataset.add", name="more", **more), held)
+            await until(lambda: events(hospital, "dataset.added"))
+            assert "more" in library.datasets()
 
     run(main())
 
