@@ -30,7 +30,7 @@ from mpcd.daemon.library import Model
 from mpcd.daemon.network import driver
 from mpcd.daemon.network.greeting import error_from, printable
 from mpcd.daemon.network.link_speed import LinkSpeed
-from mpcd.daemon.network.partner import Partner
+from mpcd.daemon.network.partner import Partner, Stopped
 from mpcd.daemon.offline import capacity
 from mpcd.daemon.offline.agreement import Agreement, unit_ids
 from mpcd.daemon.offline.allowance import Allowance
@@ -90,6 +90,7 @@ class Offline:
         self._batches: dict[bytes, _Batch] = {}
         self._asked: dict[str, _Asked] = {}
         self._beginning = asyncio.Lock()
+        self._stopping = False
         self.handlers = {
             "offline.begin": self._serve_begin,
             "offline.ready": self._serve_ready,
@@ -102,10 +103,18 @@ class Offline:
 
     async def stop(self) -> None:
         """Give up what is in the making."""
-        tasks = [b.task for b in self._batches.values()] + [a.task for a in self._asked.values()]
+        self._stopping = True
+        async with self._beginning:  # a batch that was let in is in the list when this comes in
+            tasks = [b.task for b in self._batches.values()] + [a.task for a in self._asked.values()]
+        await asyncio.sleep(0)  # cancelled before its first step, a task would end without burning anything
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():  # once more would end its cleaning up
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _check_stopping(self) -> None:
+        if self._stopping:
+            raise Stopped("this daemon is about to end; units can be made when it is started again")
 
     # Data owner
 
@@ -303,6 +312,7 @@ class Offline:
             raise ProtocolViolation(f"offline.begin names no OT extension of ours: {str(extension)[:40]}")
         stock = self._agreement.stock(peer, model)
         async with self._beginning:  # the next one's check counts these units
+            self._check_stopping()
             if batch in self._batches:
                 raise ProtocolViolation("offline.begin names a batch that is in the making already")
             session = await self._allowance.check(peer, model, len(units), params.get("session"))
@@ -449,6 +459,7 @@ class Offline:
         await self._forget_abandoned()
         if sum(a.peer == peer and not a.task.done() for a in self._asked.values()) >= MOST_ASKED:
             raise Refused(f"{MOST_ASKED} requests of {peer} are at work already", "wait for them, or stop them")
+        self._check_stopping()
         request = os.urandom(16).hex()
         job = Job(peer, name)
         job.idle = params.get("idle") is True
@@ -504,7 +515,9 @@ class Offline:
         return {"error": for_peer(error)}
 
     async def _serve_stop(self, peer: str, params: dict[str, Any]) -> dict[str, Any]:
-        self._asked_by(peer, params).task.cancel()
+        task = self._asked_by(peer, params).task
+        if not task.cancelling():  # once more would end its cleaning up
+            task.cancel()
         return {}
 
     def _asked_by(self, peer: str, params: dict[str, Any]) -> _Asked:

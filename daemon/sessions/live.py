@@ -93,7 +93,8 @@ class LiveSessions:
         """At the end of the daemon: sessions stay as they are."""
         tasks = [task for live in self._all.values() for task in live.tasks]
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():  # once more would end its cleaning up
+                task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
@@ -102,5 +103,6 @@ async def settle(tasks: Iterable[asyncio.Task[None]], grace: float = GRACE) -> N
     if tasks := list(tasks):
         await asyncio.wait(tasks, timeout=grace)
         for task in tasks:
-            task.cancel()
+            if not task.cancelling():
+                task.cancel()
         await asyncio.wait(tasks)

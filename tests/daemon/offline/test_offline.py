@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import threading
 
 import pytest
 
@@ -386,6 +387,79 @@ def test_stopped_by_the_client(run, tmp_path):
                     await asyncio.sleep(0.02)
             assert await agreed(vendor, hospital) == []
             assert not hospital.context.jobs.running
+
+    run(main())
+
+
+def making(daemon):
+    return sum(counts["making"] for counts in daemon.context.ledger.counts().values())
+
+
+def test_a_stop_waits_for_what_is_giving_up_already(run, tmp_path, monkeypatch):
+    """Whoever asked stops it, and once more, and the data owner's daemon ends meanwhile."""
+
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours, _ = clients(vendor, hospital)
+            give_up, reached = hospital.offline._give_up, asyncio.Event()
+
+            async def slowly(*given):
+                reached.set()
+                await asyncio.sleep(0.3)
+                await give_up(*given)
+
+            monkeypatch.setattr(hospital.offline, "_give_up", slowly)
+            asking = asyncio.create_task(ours.call("offline.make", peer=HOSPITAL, model=MODEL, images=8))
+            async with asyncio.timeout(30):
+                while not vendor.offline._batches:
+                    await asyncio.sleep(0.01)
+                asking.cancel()
+                await reached.wait()
+            (request,) = hospital.offline._asked
+            await vendor.net.call(HOSPITAL, "offline.stop", {"request": request})
+            await hospital.offline.stop()
+            assert making(hospital) == 0
+
+    run(main())
+
+
+def test_nothing_begins_during_a_stop(run, tmp_path, monkeypatch):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ledger, held, go_on = vendor.context.ledger, asyncio.Event(), threading.Event()
+            begin, loop = ledger.begin, asyncio.get_running_loop()
+
+            def slowly(*given):
+                loop.call_soon_threadsafe(held.set)
+                assert go_on.wait(30)
+                begin(*given)
+
+            monkeypatch.setattr(ledger, "begin", slowly)
+            model = vendor.context.library.model(MODEL)
+            call = {
+                "model": MODEL,
+                "model_commitment": model.commitment,
+                "network_digest": model.network.digest,
+                "extension": "iknp",
+            }
+            first = {**call, "job": b"a" * 16, "units": [b"a" * 16]}
+            let_in = asyncio.create_task(hospital.net.call(VENDOR, "offline.begin", first))
+            await held.wait()
+            stopping = asyncio.create_task(vendor.offline.stop())
+            await asyncio.sleep(0.05)
+            go_on.set()
+            await stopping
+            await asyncio.gather(let_in, return_exceptions=True)
+            assert (vendor.offline._batches, making(vendor)) == ({}, 0)
+            await hospital.offline.stop()
+            for asking, asked, method in (
+                (hospital.net, VENDOR, "offline.begin"),
+                (vendor.net, HOSPITAL, "offline.request"),
+            ):
+                with pytest.raises(PeerError) as refused:
+                    await asking.call(asked, method, {**call, "job": b"b" * 16, "units": [b"b" * 16], "images": 1})
+                assert refused.value.code == "stopped"
+            assert not hospital.offline._asked
 
     run(main())
 
