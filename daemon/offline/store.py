@@ -73,15 +73,15 @@ class UnitStore:
 
         A crash in between leaves the seeds as they were. Raises NotEnough when the disk is full.
         """
-        with self._expanding:
+        folder = self.root / unit.hex()
+        with self._expanding, _naming_full_disk(folder):
             self._expanded = unit
             try:
-                return self._expand(unit, party, given_up)
+                return self._expand(folder, unit, party, given_up)
             finally:
                 self._expanded = None
 
-    def _expand(self, unit: bytes, party: int, given_up: Callable[[], bool]) -> bool:
-        folder = self.root / unit.hex()
+    def _expand(self, folder: Path, unit: bytes, party: int, given_up: Callable[[], bool]) -> bool:
         try:
             with open(folder / _SEEDS, "rb") as source:
                 _header(source, unit)
@@ -91,7 +91,7 @@ class UnitStore:
         except FileNotFoundError:
             return False
         try:
-            with file, _naming_full_disk(folder):
+            with file:  # closing it writes what is left in its buffer
                 file.write(_HEADER.pack(_MAGIC, unit, bytes(16)))
                 for need, correlation in zip(needs, compact.expand(party, kept, needs), strict=True):
                     if given_up() or not os.fstat(file.fileno()).st_nlink:

@@ -405,6 +405,22 @@ def test_expansion_that_is_given_up_changes_nothing(store, ledger):
     read_all(store, ledger, 0)
 
 
+def test_a_full_disk_leaves_a_unit_compact(store, ledger, monkeypatch):
+    """Whether the file cannot be made or cannot be written; closing it meets the full disk a second time."""
+
+    def no_inode(path, flags):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    write_compact(store, ledger, 0)
+    for opener in (lambda path, flags: os.open("/dev/full", os.O_WRONLY), no_inode):
+        with monkeypatch.context() as patched:
+            patched.setattr("mpcd.daemon.offline.store._private", opener)
+            with pytest.raises(NotEnough, match="disk is full"):
+                store.expand(UNIT, 0, lambda: False)
+    assert store.is_compact(UNIT)
+    read_all(store, ledger, 0)
+
+
 def test_a_unit_used_while_it_is_expanded(store, ledger):
     """Opened in the middle: the reader waits and finds pads. Removed in the middle: nothing is left."""
     write_compact(store, ledger, 0)
