@@ -8,13 +8,14 @@ says how often it was left out. The last lines are also kept in memory, for the 
 from __future__ import annotations
 
 import collections
+import contextlib
 import json
 import logging
 import sys
 import threading
 import time
 from collections.abc import Callable, MutableMapping
-from typing import Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -114,6 +115,21 @@ def _tell(_logger: Any, _method: str, event: Event) -> Event:
     return event
 
 
+class _Forgiving:
+    """A file whose full disk, or reader that is gone, is nobody's error: there is no other place to tell it."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._file.flush()
+
+
 def configure(as_json: bool | None = None, level: str = "info") -> None:
     """Call at the start, and again when settings change. ``as_json`` None: JSON unless stderr is a terminal."""
     if as_json is None:
@@ -141,7 +157,7 @@ def configure(as_json: bool | None = None, level: str = "info") -> None:
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(LEVELS[level]),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(_Forgiving(sys.stderr)),  # type: ignore[arg-type]
         cache_logger_on_first_use=False,
     )
 

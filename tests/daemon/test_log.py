@@ -1,4 +1,7 @@
+import contextlib
 import json
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -144,6 +147,26 @@ def test_the_last_lines_stay_in_memory(capsys, as_json):
     assert (kept["event"], kept["seed"], kept["number"]) == ("kept", "<not logged>", 7)
     assert failed["exception"].endswith("RuntimeError: visible")
     assert "visible" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_log_that_cannot_be_written_is_nobodys_error(monkeypatch, as_json):
+    with open("/dev/full", "w") as full:
+        monkeypatch.setattr(sys, "stderr", full)
+        log.configure(as_json=as_json)
+        log.get("test").error("nowhere to go")
+        with contextlib.suppress(OSError):  # what is left in its buffer
+            full.close()
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w", buffering=1) as gone:
+        monkeypatch.setattr(sys, "stderr", gone)
+        log.configure(as_json=as_json)
+        log.get("test").error("nobody to hear")
+        with contextlib.suppress(OSError):
+            gone.close()
+    kept = [json.loads(line)["event"] for line in log.last_lines()[-2:]]
+    assert kept == ["nowhere to go", "nobody to hear"]
 
 
 def test_a_listener_hears_repeats_too(capsys):
