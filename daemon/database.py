@@ -83,7 +83,7 @@ class Database:
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All of it or nothing. Raises NotEnough when the disk is full, and what ``refusal`` makes."""
+        """All of it or nothing. Raises NotEnough, CannotWrite for a disk that takes nothing, what ``refusal`` makes."""
         with self._lock, self._naming_errors():
             self._db.execute("BEGIN IMMEDIATE")
             self._writer = threading.get_ident()
@@ -100,11 +100,11 @@ class Database:
     def query(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
         """All rows, as of the last transaction, or of this thread's own if it is in one.
 
-        Each is a tuple, and knows its columns' names.
+        Each is a tuple, and knows its columns' names. Raises CannotWrite: reading writes beside the file, too.
         """
         if self._writer == threading.get_ident():
             return self._db.execute(sql, values).fetchall()
-        with self._reading:
+        with self._reading, _naming_disk_errors(self.path):
             return self._reader.execute(sql, values).fetchall()
 
     def _migrate(self, steps: Sequence[Step]) -> None:
@@ -133,24 +133,39 @@ class Database:
     @contextmanager
     def _naming_errors(self) -> Iterator[None]:
         try:
-            yield
+            with _naming_disk_errors(self.path):
+                yield
         except sqlite3.IntegrityError as error:
             if self._refusal is None:
                 raise
             raise self._refusal(error) from error
         except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", None)
-            if code == sqlite3.SQLITE_FULL:
-                raise NotEnough(
-                    f"the disk is full: {self.path.name} cannot be written",
-                    "Free some space in the state folder.",
-                    peer_text="the disk is full",
-                ) from error
-            if code in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            if getattr(error, "sqlite_errorcode", None) in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
                 raise DatabaseDamaged(
                     f"{self.path} is damaged: {error}", "restore the whole state folder from a backup"
                 ) from error
             raise
+
+
+@contextmanager
+def _naming_disk_errors(path: Path) -> Iterator[None]:
+    """A full disk has many names: which one depends on the file that had to grow, and on who set the limit."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        primary = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if primary == sqlite3.SQLITE_FULL:
+            raise NotEnough(
+                f"the disk is full: {path.name} cannot be written",
+                "Free some space in the state folder.",
+                peer_text="the disk is full",
+            ) from error
+        if primary in (sqlite3.SQLITE_IOERR, sqlite3.SQLITE_READONLY, sqlite3.SQLITE_CANTOPEN):
+            raise CannotWrite(
+                f"cannot read or write {path}: {error} ({error.sqlite_errorname})",
+                "check the disk's space and the folder's owner",
+            ) from error
+        raise
 
 
 def run_script(db: sqlite3.Connection, script: str) -> None:
@@ -175,6 +190,7 @@ def _connect(path: Path) -> sqlite3.Connection:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
     except OSError as error:
         raise CannotWrite.of(path, error) from error
-    db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
+    with _naming_disk_errors(path):
+        db = sqlite3.connect(path, check_same_thread=False, isolation_level=None, timeout=30)
     db.row_factory = sqlite3.Row
     return db

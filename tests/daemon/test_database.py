@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import functools
 import json
+import resource
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
@@ -153,7 +155,7 @@ def test_queries_see_what_is_written_and_wait_for_nobody(tmp_path: Path) -> None
         with pytest.raises(sqlite3.IntegrityError), db.transaction() as inside:
             inside.executemany("INSERT INTO a VALUES (?, 'undone')", [(4,), (-1,)])
         assert count()[0][0] == 3
-        with pytest.raises(sqlite3.OperationalError, match="readonly"):
+        with pytest.raises(CannotWrite, match="readonly"):
             db.query("INSERT INTO a VALUES (5, 'by a query')")
 
 
@@ -173,6 +175,42 @@ def test_errors_are_plain(tmp_path: Path) -> None:
         Database(tmp_path / "b.sqlite", STEPS)
     with pytest.raises(CannotWrite, match=r"no/c\.sqlite"):
         Database(tmp_path / "no" / "c.sqlite", STEPS)
+
+
+@contextmanager
+def a_disk_that_takes_nothing() -> Iterator[None]:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_disk_that_takes_nothing_is_named(tmp_path: Path) -> None:
+    """Neither while it runs nor at its next start is it a bug of ours."""
+    path = tmp_path / "a.sqlite"
+    with closing(Database(path, STEPS)) as db:
+        with (
+            a_disk_that_takes_nothing(),
+            pytest.raises(CannotWrite, match=r"a\.sqlite: disk I/O error \(SQLITE_IOERR_") as caught,
+            db.transaction() as inside,
+        ):
+            inside.execute("INSERT INTO a VALUES (3, 'lost')")
+        assert (caught.value.exit_status, caught.value.hint != "") == (10, True)
+        assert len(db.query("SELECT * FROM a")) == 2
+        with db.transaction() as inside:
+            inside.execute("INSERT INTO a VALUES (4, 'there is room again')")
+    with a_disk_that_takes_nothing(), pytest.raises(CannotWrite, match="SQLITE_IOERR_SHM"):
+        Database(path, STEPS)
+    with closing(Database(path, STEPS)) as db:
+        assert len(db.query("SELECT * FROM a")) == 3
+        db._db.execute("PRAGMA query_only = ON")
+        with pytest.raises(CannotWrite, match="SQLITE_READONLY"), db.transaction() as inside:
+            inside.execute("INSERT INTO a VALUES (5, 'lost')")
+    (tmp_path / "a.sqlite-wal").mkdir()
+    with pytest.raises(CannotWrite, match="SQLITE_CANTOPEN"):
+        Database(path, STEPS)
 
 
 def test_scripts_run_statement_by_statement() -> None:
