@@ -113,7 +113,10 @@ class Audit:
         for peer in list(self._refusals):
             self._flush_refusals(peer)
         self._note("daemon.stopped", who={"fingerprint": self._fingerprint()})
-        self.journal.note("running", "no")
+        try:
+            self.journal.note("running", "no")
+        except MpcdError as error:
+            _log.error("the next start will call this end unclean", reason=str(error))
 
     def key(self) -> None:
         """Whether our certificate is another one now: said before whatever is written under it."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import resource
+import sqlite3
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +20,7 @@ from mpcd.daemon.network import tls
 from mpcd.daemon.network.identity import Identity
 from mpcd.daemon.network.transport import dial
 from mpcd.daemon.service import Daemon
-from tests.daemon.two_daemons import DATASET, HOSPITAL, MODEL, VENDOR, Client, daemons
+from tests.daemon.two_daemons import DATASET, HOSPITAL, MODEL, VENDOR, Client, config, daemons, paths
 
 Run = Callable[[Awaitable[Any]], Any]
 
@@ -260,6 +262,24 @@ def test_nothing_is_approved_or_revealed_that_cannot_be_written_down(run: Run, t
             assert vendor.context.records.revealed(id) == 1
 
     run(main())
+
+
+def test_a_daemon_ends_on_a_disk_that_takes_nothing(tmp_path: Path) -> None:
+    """In order and to its end: what the log lacks, the next start says."""
+    root = paths(tmp_path, HOSPITAL)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    daemon = Daemon(root, config(HOSPITAL))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    try:
+        daemon.context.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    with pytest.raises(sqlite3.ProgrammingError, match="closed"):
+        daemon.context.audit.journal.noted("running")
+    again = Daemon(root, config(HOSPITAL))
+    assert entries(again, "daemon.stopped") == []
+    assert [e["unclean"] for e in entries(again, "daemon.started")] == [False, True]
+    again.context.close()
 
 
 def test_entries_have_declared_fields_only(run: Run, tmp_path: Path) -> None:
