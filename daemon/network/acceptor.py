@@ -10,6 +10,7 @@ import contextlib
 import ssl
 import time
 from collections.abc import Awaitable, Callable
+from typing import cast
 
 from mpcd.daemon import log
 from mpcd.daemon.config import Config
@@ -52,7 +53,8 @@ class Acceptor:
         self._doorway = Doorway(config.limits)
         self._server: asyncio.Server | None = None
         self._context: ssl.SSLContext | None = None
-        self._context_of = 0  # the keys' count of changes when it was made
+        self._context_of: int | None = None  # the keys' count of changes when it was made
+        self._trouble = ""  # why it could not be made anew, as it was logged
 
     async def start(self) -> None:
         """Listen, where that is wanted. Raises ConfigError if the address cannot be had."""
@@ -79,27 +81,44 @@ class Acceptor:
 
     def peers_changed(self) -> None:
         """Other certificates are to be let in from now on."""
-        self._context = None
+        self._context_of = None
 
     # One connection.
 
     def _accept(self) -> asyncio.BaseProtocol:
+        try:
+            self._renew_context()
+        except Exception as error:  # one that left here would end the listening
+            known = isinstance(error, OSError)  # files that cannot be read, or that OpenSSL cannot use
+            if str(error) != self._trouble:
+                self._trouble = str(error)
+                _log.error(
+                    "the certificate, its key or the authority's cannot be used for who connects",
+                    reason=error,
+                    file=str(self._keys.current.file),
+                    hint="put them right; until then "
+                    + ("everybody is turned away" if self._context is None else "what was read before stays"),
+                    exc_info=None if known else error,
+                )
+        if self._context is None:
+            return _TurnedAway()
         timeouts = self._config.timeouts
-        connection = Connection(self._present_context(), server_side=True, timeouts=timeouts, admit=self._admit)
+        connection = Connection(self._context, server_side=True, timeouts=timeouts, admit=self._admit)
         self._tasks.spawn(self._serve(connection))
         return connection
 
-    def _present_context(self) -> ssl.SSLContext:
+    def _renew_context(self) -> None:
+        """Read the files again, if something changed. Raises OSError; the context stays as it was."""
         self._keys.refresh()
-        if self._context is None or self._context_of != self._keys.changes:
-            self._context_of = self._keys.changes
+        changes = self._keys.changes
+        if self._context_of != changes:
             peers = self._peers.list()
             trusted = [peer.certificate for peer in peers if peer.certificate]
             vouched = any(peer.known_by == CA for peer in peers)
             self._context = tls.server_context(
                 self._keys.current, trusted, self._keys.ca_file if vouched else None, self._keys.previous
             )
-        return self._context
+            self._context_of, self._trouble = changes, ""
 
     def _admit(self, connection: Connection) -> bool:
         """Whether there is a place for a connection from this address to show who it is."""
@@ -161,6 +180,13 @@ class Acceptor:
             await _refuse(connection, error)
         except MpcdError:
             connection.abort()
+
+
+class _TurnedAway(asyncio.Protocol):
+    """A connection that is dropped as soon as it is there."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        cast(asyncio.Transport, transport).abort()
 
 
 async def _refuse(connection: Connection, error: MpcdError) -> None:

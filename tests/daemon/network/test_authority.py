@@ -4,6 +4,7 @@ import asyncio
 import os
 
 import pytest
+import structlog
 
 from mpcd.daemon.config import Config, Tls
 from mpcd.daemon.errors import BadInput, ConfigError, Conflict, PeerError
@@ -310,6 +311,89 @@ def test_renewed_files_are_read_again(run, tmp_path, root):
             await until(lambda: a.net.connected("beta"))  # with what it had
 
     run(main())
+
+
+def spoil_renewal(root, tls, how):
+    """A new certificate whose key is not there, or is another's."""
+    other = root.issue("other.example")
+    root.issue("b.example", folder=root.folder / "b.example")
+    if how == "no key":
+        os.unlink(tls["key"])
+    else:
+        os.replace(other["key"], tls["key"])
+
+
+def no_traceback(entries):
+    return not any(entry.get("exc_info") for entry in entries)
+
+
+@pytest.mark.parametrize("how", ["no key", "another's key"])
+def test_a_bad_renewal_does_not_end_the_listening(run, tmp_path, root, how):
+    tls = root.issue("b.example")
+    a, b = pair(tmp_path, root.issue("a.example"), tls)
+    c = side("gamma", tmp_path, root.issue("c.example"))
+    knows(c, b)
+
+    async def main():
+        async with up(a, b, c):
+            await linked(a, b)
+            spoil_renewal(root, tls, how)
+            knows(b, c, "")  # others are to be let in
+            await asyncio.sleep(0)
+            a.net._records["beta"].link.current.connection.abort()
+            await until(lambda: not a.net.connected("beta"))
+            await linked(a, b)  # with what it had
+            root.issue("b.example", folder=root.folder / "b.example")
+            await linked(a, c)
+
+    with structlog.testing.capture_logs() as entries:
+        run(main())
+    assert any("what was read before stays" in entry.get("hint", "") for entry in entries)
+    assert no_traceback(entries)
+
+
+@pytest.mark.parametrize("how", ["no key", "another's key"])
+def test_files_spoiled_before_anybody_came(run, tmp_path, root, how):
+    """Whoever connects is turned away, until they are put right."""
+    tls = root.issue("b.example")
+    a, b = pair(tmp_path, root.issue("a.example"), tls)
+    spoil_renewal(root, tls, how)
+
+    async def main():
+        async with up(a, b):
+            await until(lambda: a.net.status("beta").attempts >= 3)
+            assert not a.net.connected("beta")
+            root.issue("b.example", folder=root.folder / "b.example")
+            await linked(a, b)
+
+    with structlog.testing.capture_logs() as entries:
+        run(main())
+    turned_away = [entry for entry in entries if "everybody is turned away" in entry.get("hint", "")]
+    assert len(turned_away) == 1
+    assert no_traceback(entries)
+
+
+@pytest.mark.parametrize(
+    ("how", "why"), [("no key", "No such file"), ("another's key", "damaged or do not belong together")]
+)
+def test_a_bad_renewal_of_who_dials_is_told_in_words(run, tmp_path, root, how, why):
+    tls = root.issue("b.example")
+    a, b = pair(tmp_path, root.issue("a.example"), tls, "b")
+    spoil_renewal(root, tls, how)
+
+    async def main():
+        async with up(a, b):
+            await until(lambda: b.net.status("alpha").attempts >= 3)
+            status = b.net.status("alpha")
+            assert status.code == "config"
+            assert why in status.error
+            assert tls["key"] in status.error
+            root.issue("b.example", folder=root.folder / "b.example")
+            await linked(a, b)
+
+    with structlog.testing.capture_logs() as entries:
+        run(main())
+    assert no_traceback(entries)
 
 
 def test_a_ca_daemon_has_no_key_to_rotate(run, tmp_path, root):
