@@ -55,7 +55,7 @@ class Dialler:
 
     async def knock(self, peer: Peer) -> None:
         """Tell the peer's operator who was refused. Best effort."""
-        with contextlib.suppress(MpcdError, TimeoutError):
+        with contextlib.suppress(MpcdError, OSError):
             context = tls.knock_context(peer.certificate, self._keys.ca_file)
             connection = await self.connect(peer, context, _server_name(peer))
             try:
@@ -92,9 +92,24 @@ class Dialler:
                 f"{peer.name} at {peer.address} cannot be reached{through}: {error.strerror or error}",
                 "check the address, and that mpcd runs and listens there",
             ) from error
+        except UnicodeError as error:
+            raise PeerUnreachable(
+                f"{peer.name} at {peer.address} cannot be reached: {host!r} cannot be a host's name",
+                f"correct it: `mpcctl peer add` with {peer.name}'s invite and --address",
+            ) from error
 
     def context(self, identity: Identity, peer: Peer) -> ssl.SSLContext:
-        return tls.client_context(identity, peer.certificate, self._keys.ca_file)
+        """Raises ConfigError if the files of keys and certificates cannot be used, whatever they held before."""
+        try:
+            return tls.client_context(identity, peer.certificate, self._keys.ca_file)
+        except OSError as error:
+            files = f"{identity.file} and {identity.key_file}" if identity.key_file else str(identity.file)
+            unusable = isinstance(error, ssl.SSLError)
+            raise ConfigError(
+                f"this daemon's certificate and key cannot be used ({files}):"
+                f" {'they are damaged or do not belong together' if unusable else error.strerror}",
+                "put them right, readable by the user that mpcd runs as; the next attempt reads them again",
+            ) from error
 
     def check_invite(self, one: Invite | Peer) -> None:
         """Raises ConfigError if this side has nothing to know that peer by, Conflict if it is this side."""

@@ -98,7 +98,12 @@ class Peers:
             raise BadInput(f"{name!r} is not allowed as a name: {NAME_RULE}")
         try:
             where = invite.address if address is None else address
-            where = join_address(*split_address(where)) if where else ""
+            if where:
+                host, port = split_address(where)
+                host.encode("idna")  # as dialling does
+                where = join_address(host, port)
+        except UnicodeError as error:
+            raise BadInput(f"{where!r} is not an address: {host!r} cannot be a host's name") from error
         except ValueError as error:
             raise BadInput(str(error)) from error
         if invite.certificate and invite.fingerprint == self.own_fingerprint:

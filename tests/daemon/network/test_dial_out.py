@@ -6,6 +6,7 @@ import time
 import pytest
 
 from mpcd.daemon.errors import PeerUnreachable
+from mpcd.daemon.network.peers import Peers
 from tests.daemon.network.sides import QUICK, Side, linked, until, up
 
 
@@ -46,6 +47,26 @@ def test_neither_listens_and_both_say_so(run, sides, tmp_path, identities):
                 assert "one of the two must listen" in status.hint
                 with pytest.raises(PeerUnreachable, match="so neither dials"):
                     await side.net.call(other, "echo", {})
+
+    run(main())
+
+
+def test_an_address_that_cannot_be_a_name_is_told_in_words(run, sides):
+    """As a daemon of before that refused none has kept it."""
+    a, b = sides
+    a.knows(b)
+    file = a.peers._file
+    file.write_text(file.read_text().replace(f"127.0.0.1:{b.port}", "foo..bar:900"))
+    a.peers = Peers(file, a.identity.fingerprint)
+    a.net = a.network()
+
+    async def main():
+        async with up(a):
+            await until(lambda: a.net.status("beta").attempts >= 3)
+            status = a.net.status("beta")
+            assert status.code == "peer_unreachable"
+            assert "'foo..bar' cannot be a host's name" in status.error
+            assert "mpcctl peer add" in status.hint
 
     run(main())
 

@@ -65,6 +65,9 @@ def test_own_invite_bad_name_bad_address_bad_invite(store, tmp_path):
         store.add(vendor, name="../x")
     with pytest.raises(BadInput, match="not an address"):
         store.add(vendor, address="x:y")
+    for name in ("foo..bar", "x" * 64 + ".example"):
+        with pytest.raises(BadInput, match="cannot be a host's name"):
+            store.add(vendor, address=f"{name}:900")
     with pytest.raises(InviteError):
         store.add(str(vendor)[:-3])
     assert store.list() == ()
