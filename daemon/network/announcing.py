@@ -56,7 +56,10 @@ class Announcer:
     async def tidy(self) -> None:
         """Now and then, without end: give up what is over, take up what the authority renewed."""
         while True:
-            await asyncio.to_thread(self._keys.tidy, self._known())
+            try:
+                await asyncio.to_thread(self._keys.tidy, self._known())
+            except (MpcdError, OSError) as error:
+                _log.error("the old key cannot be given up yet; it is tried again", reason=error)
             self._keys.refresh()
             self._follow_key()
             await asyncio.sleep(TIDY)

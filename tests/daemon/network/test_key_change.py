@@ -4,9 +4,10 @@ import asyncio
 import contextlib
 
 import pytest
+import structlog
 
 from mpcd.daemon.errors import CertificateChanged, MpcdError, PeerError, UnknownPeer
-from mpcd.daemon.network import rotation, tls
+from mpcd.daemon.network import announcing, rotation, tls
 from mpcd.daemon.network.keys import PREVIOUS_FILE, Keys
 from mpcd.daemon.network.peers import Peers
 from mpcd.daemon.network.transport import dial
@@ -274,6 +275,26 @@ def test_a_peer_that_was_added_by_an_old_invite_still_hears(run, sides):
                 await until(lambda: pinned(b, "alpha") == a.identity.fingerprint)
 
     run(main())
+
+
+def test_an_old_key_that_cannot_be_removed_is_given_up_later(run, sides, monkeypatch):
+    monkeypatch.setattr(announcing, "TIDY", 0.02)
+    a, b = sides
+    a.knows(b, "")
+    kept = a.identity.current.file.parent / PREVIOUS_FILE
+
+    async def main():
+        a.identity.rotate("alpha", [a.peers.get("beta").id], keep=0)
+        kept.unlink()
+        kept.mkdir()  # no file: removing it fails
+        async with up(a):
+            await until(lambda: any("cannot be given up yet" in entry["event"] for entry in entries))
+            assert a.identity.rotation is not None
+            kept.rmdir()
+            await until(lambda: a.identity.rotation is None)
+
+    with structlog.testing.capture_logs() as entries:
+        run(main())
 
 
 def test_an_old_invite_of_a_peer_under_another_name(run, sides):
