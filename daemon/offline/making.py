@@ -376,11 +376,12 @@ class Offline:
                     await told.wait()
             except TimeoutError:
                 raise LinkError("the data owner did not say that its units are ready") from None
-            await aside(context.ledger.ready, units, _size(writers))
             return moved
 
         try:
             moved = await self._partner.run(peer, batch, half())
+            # They are ready there: that its command was stopped after that says nothing about them.
+            await aside(context.ledger.ready, units, _size(writers))
         except BaseException as error:
             await self._give_up(units, writers, error)
             raise

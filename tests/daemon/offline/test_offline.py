@@ -369,6 +369,36 @@ def test_stopped_while_the_model_owner_looks_at_the_next_batch(run, tmp_path, mo
     run(main())
 
 
+def test_stopped_after_the_word_that_the_batch_is_ready(run, tmp_path, monkeypatch):
+    """Both sides keep it."""
+
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            _, theirs = clients(vendor, hospital)
+            writing, stopped = threading.Event(), threading.Event()
+            note = vendor.context.ledger.ready
+
+            def slow(*args):
+                writing.set()
+                stopped.wait(20)
+                note(*args)
+
+            monkeypatch.setattr(vendor.context.ledger, "ready", slow)
+            making = asyncio.create_task(theirs.call("offline.make", peer=VENDOR, model=MODEL, images=2))
+            async with asyncio.timeout(20):
+                while not writing.is_set():
+                    await asyncio.sleep(0.01)
+                making.cancel()
+                while hospital.context.jobs.running:
+                    await asyncio.sleep(0.01)
+                stopped.set()
+                while vendor.offline._batches:
+                    await asyncio.sleep(0.02)
+            assert len(await agreed(vendor, hospital)) == 2
+
+    run(main())
+
+
 def test_stopped_by_the_client(run, tmp_path):
     """Closing the connection stops it; the batch is burnt on both sides."""
 
