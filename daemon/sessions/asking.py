@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import os
 import time
 from collections.abc import Sequence
 from typing import Any
 
+from mpcd.daemon import log
 from mpcd.daemon.catalogue import Catalogue
 from mpcd.daemon.context import Context, aside
-from mpcd.daemon.errors import BadInput, MpcdError, ProtocolViolation, Refused
+from mpcd.daemon.errors import BadInput, Conflict, MpcdError, ProtocolViolation, Refused
 from mpcd.daemon.image.dataset import Dataset
 from mpcd.daemon.library import Model
 from mpcd.daemon.network.greeting import printable
@@ -19,16 +21,22 @@ from mpcd.daemon.offline.capacity import BATCH, JobEstimate
 from mpcd.daemon.offline.making import Offline
 from mpcd.daemon.sessions.admission import Admission
 from mpcd.daemon.sessions.binding import Binding
+from mpcd.daemon.sessions.news import News
 from mpcd.daemon.sessions.policy import DAY, DEFAULT_EXPIRES, LONGEST, Cohort
 from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, FINAL, RUNNING, Session
 from mpcd.daemon.sessions.terms import Terms
+
+_log = log.get("sessions")
 
 
 class Asking:
     """Calls ``session.propose``."""
 
-    def __init__(self, context: Context, catalogue: Catalogue, offline: Offline, admission: Admission) -> None:
+    def __init__(
+        self, context: Context, catalogue: Catalogue, offline: Offline, admission: Admission, news: News
+    ) -> None:
         self._context = context
+        self._news = news
         self._admission = admission
         self._catalogue = catalogue
         self._offline = offline
@@ -80,10 +88,23 @@ class Asking:
         session = await aside(context.records.add, id, DATA_OWNER_ROLE, peer, terms, own, "", known.id)
         try:
             session = await self.propose(session)
+        except asyncio.CancelledError:
+            await self._give_up(session, "cancelled", f"by the {session.role}")
+            raise
         except MpcdError as error:
-            await aside(context.records.move, session.id, "failed", str(error))
+            await self._give_up(session, "failed", str(error))
             raise
         return session, estimate
+
+    async def _give_up(self, session: Session, state: str, reason: str) -> None:
+        """End a session that nothing here will run; the peer may have heard of it."""
+        try:
+            await self._news.end(session.id, state, reason)
+        except Conflict:
+            pass  # it has ended meanwhile
+        except MpcdError as error:
+            hint = f"run mpcctl session cancel {session.id[:12]}: otherwise it goes on at the daemon's next start"
+            _log.error("a session that was given up cannot be ended", session=session.id, reason=error, hint=hint)
 
     async def propose(self, session: Session) -> Session:
         """Tell the peer, or ask it again; its decision so far goes into the record."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Iterable
+from typing import Any
 
 from mpcd.daemon.context import Context
 from mpcd.daemon.control.jobs import Job
@@ -74,11 +75,11 @@ class LiveSessions:
             if live.job.peer == peer:
                 live.woken.set()
 
-    async def end(self, session: Session) -> None:
-        """Stop what still runs of a session that is over."""
+    async def end(self, session: Session, caller: asyncio.Task[Any] | None) -> None:
+        """Stop what still runs of a session that is over; ``caller``, which waits for this, ends by itself."""
         live = self._all.get(session.id)
         if live is not None:
-            tasks = live.tasks - {asyncio.current_task()}
+            tasks = live.tasks - {caller}
             await settle(tasks, GRACE if session.state == "done" else 0)
         self.close(session.id)
 

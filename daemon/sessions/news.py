@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import functools
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
 from mpcd.daemon import log
@@ -13,7 +15,7 @@ from mpcd.daemon.errors import Conflict, MpcdError, NotFound, ProtocolViolation,
 from mpcd.daemon.network.greeting import printable
 from mpcd.daemon.sessions.live import LiveSessions
 from mpcd.daemon.sessions.records import DATA_OWNER_ROLE, FINAL, MODEL_OWNER_ROLE, Session
-from mpcd.daemon.tasks import Tasks
+from mpcd.daemon.tasks import Tasks, seen
 
 UNKNOWN = "unknown"
 PAGE = 200  # sessions in a message
@@ -32,27 +34,47 @@ class News:
         self._context = context
         self._live = live
         self._background = Tasks()
+        self._ending: set[asyncio.Task[Session]] = set()
         self._told: dict[str, float] = {}  # by peer, until when it knows what ended
         self.handlers = {"session.states": self._serve_states, "session.ask": self._serve_ask}
 
     async def stop(self) -> None:
+        await asyncio.gather(*self._ending, return_exceptions=True)
         await self._background.stop()
 
     async def end(self, id: str, state: str, reason: str, approved_by: str | None = None) -> Session:
         """Move a session to its end, stop what runs of it, tell the peer. Raises Conflict when it is over already."""
-        session = await aside(self._context.records.move, id, state, reason, approved_by)
-        await self._live.end(session)
-        self.tell(session.peer, [session])
-        return session
+        return await self._end(functools.partial(self._context.records.move, id, state, reason, approved_by))
 
     async def fail(self, id: str, error: MpcdError) -> None:
         """``end`` as failed; the peer is told what of the error is its business."""
-        with contextlib.suppress(Conflict):
-            await aside(self._context.records.set_told, id, error.for_peer()["message"])
-            session = await aside(self._context.records.move, id, "failed", str(error))
+        records = self._context.records
+
+        def move() -> Session:
+            records.set_told(id, error.for_peer()["message"])
+            session = records.move(id, "failed", str(error))
             _log.error("session failed", session=id, reason=error)
-            await self._live.end(session)
-            self.tell(session.peer, [session])
+            return session
+
+        with contextlib.suppress(Conflict):
+            await self._end(move)
+
+    async def _end(self, move: Callable[[], Session], tell: bool = True) -> Session:
+        """All of it, even if the caller is cancelled meanwhile: whoever watches here, and the peer, get to know."""
+        caller = asyncio.current_task()
+
+        async def end() -> Session:
+            session = await aside(move)
+            if tell:
+                self.tell(session.peer, [session])
+            await self._live.end(session, caller)
+            return session
+
+        ending = asyncio.create_task(end())
+        self._ending.add(ending)
+        ending.add_done_callback(self._ending.discard)
+        ending.add_done_callback(seen)  # a cancelled caller takes no error
+        return await asyncio.shield(ending)
 
     def tell(self, peer: str, sessions: list[Session]) -> None:
         """Best effort: what the peer misses it is told when it connects the next time."""
@@ -142,7 +164,7 @@ class News:
         if not session.over and state != "approved":
             by = printable(entry.get("by"), 60)
             try:
-                await self._live.end(await aside(records.move, session.id, state, reason, by))
+                await self._end(functools.partial(records.move, session.id, state, reason, by), tell=False)
             except Conflict:
                 session = await aside(records.get, session.id)
                 if not session.over:

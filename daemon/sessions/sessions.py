@@ -27,7 +27,7 @@ from mpcd.daemon import log
 from mpcd.daemon.catalogue import Catalogue
 from mpcd.daemon.context import Context, aside
 from mpcd.daemon.control.jobs import Job
-from mpcd.daemon.errors import NotFound
+from mpcd.daemon.errors import MpcdError, NotFound
 from mpcd.daemon.network.partner import Partner
 from mpcd.daemon.offline.agreement import Agreement
 from mpcd.daemon.offline.capacity import JobEstimate
@@ -57,7 +57,7 @@ class Sessions:
         self._live = LiveSessions(context)
         self._news = News(context, self._live)
         self._admission = Admission(context)
-        self._asking = Asking(context, catalogue, offline, self._admission)
+        self._asking = Asking(context, catalogue, offline, self._admission, self._news)
         self.lanes = Lanes(context, agreement, partner, offline, self._admission, self._live)
         self._running = Running(
             context, catalogue, offline, self._admission, self._asking, self.lanes, self._live, self._news
@@ -91,7 +91,8 @@ class Sessions:
                         await self._news.fail(session.id, error)
                 due = now_due
             except Exception as error:  # the next round may have more luck
-                _log.error("sessions cannot be watched over", exc_info=error)
+                known = isinstance(error, MpcdError)
+                _log.error("sessions cannot be watched over", reason=error, exc_info=None if known else error)
 
     async def drain(self, seconds: float) -> None:
         """Begin no image any more; give those in flight this long."""

@@ -159,6 +159,84 @@ def test_denied_cancelled_and_wrong_asks(run, tmp_path):
     audit(tmp_path)
 
 
+def test_a_start_that_is_broken_off_is_cancelled_on_both_sides(run, tmp_path, monkeypatch):
+    """While the peer has not answered. Otherwise it would go on at the next start."""
+
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            asked, answer = asyncio.Event(), asyncio.Event()
+            propose = vendor.sessions.serving.handlers["session.propose"]
+
+            async def late(peer, params):
+                answered = await propose(peer, params)
+                asked.set()
+                await answer.wait()
+                return answered
+
+            for link in (record.link for record in vendor.net._records.values()):
+                monkeypatch.setitem(link._handlers, "session.propose", late)
+            _, theirs = clients(vendor, hospital)
+            start = asyncio.create_task(theirs.call("session.start", **START))
+            await asked.wait()
+            start.cancel()
+            for daemon in (hospital, vendor):
+                await until(lambda daemon=daemon: [s.state for s in daemon.context.records.all()] == ["cancelled"])
+            answer.set()
+
+    run(main())
+
+
+def test_a_start_that_fails_on_a_full_disk_says_what_failed_first(run, tmp_path, monkeypatch, capsys):
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            records = hospital.context.records
+
+            def full(*_):
+                raise NotEnough("the disk is full")
+
+            def first(*_):
+                raise BadInput("the first")
+
+            monkeypatch.setattr(records, "move", full)
+            monkeypatch.setattr(records, "set_peer_software", first)
+            _, theirs = clients(vendor, hospital)
+            with pytest.raises(PeerError, match="the first"):
+                await theirs.call("session.start", **START)
+
+    run(main())
+    (left,) = [line for line in capsys.readouterr().err.splitlines() if "that was given up cannot be ended" in line]
+    assert "mpcctl session cancel" in left
+
+
+@pytest.mark.parametrize("when", ["moving", "settling"])
+def test_an_end_is_whole_even_if_who_asked_for_it_is_gone(run, tmp_path, when):
+    async def slow():
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.3)
+
+    async def main():
+        async with daemons(tmp_path) as (vendor, hospital):
+            ours, theirs = clients(vendor, hospital)
+            id = (await theirs.call("session.start", **START))["session"]["id"]
+            hospital.sessions._live.attach(id, asyncio.create_task(slow()))
+            watched = [asyncio.create_task(one.call("session.watch", session=id)) for one in (ours, theirs)]
+            await asyncio.sleep(0.05)
+            cancel = asyncio.create_task(hospital.sessions.cancel(id))
+            await asyncio.sleep(0)
+            if when == "settling":
+                await until(lambda: hospital.context.records.get(id).state == "cancelled")
+                await asyncio.sleep(0.05)
+            cancel.cancel()
+            async with asyncio.timeout(10):
+                assert {(await one)["session"]["state"] for one in watched} == {"cancelled"}
+            with pytest.raises(asyncio.CancelledError):
+                await cancel
+
+    run(main())
+
+
 def test_a_changed_model_is_a_mismatch(run, tmp_path):
     """Both values are named, and the session ends."""
 
