@@ -105,7 +105,7 @@ def test_cancelled_it_says_so_and_is_silent_about_what_follows(run, partner):
 
 
 def test_their_failure_may_come_before_our_half_begins(run, partner):
-    """What was asked for is given up while it is looked at: our half would wait for a data connection that never comes."""
+    """What was asked for is given up while it is looked at: our half would wait for a connection that never comes."""
 
     async def main():
         await partner.handlers["job.failed"]("beta", failed(JOB))
