@@ -20,6 +20,7 @@ from mpcd.daemon.errors import (
     PeerError,
     Refused,
 )
+from mpcd.daemon.files import CannotWrite
 from mpcd.daemon.network.greeting import printable
 from mpcd.daemon.offline.capacity import BATCH
 from mpcd.daemon.offline.making import Offline
@@ -32,11 +33,12 @@ from mpcd.daemon.sessions.policy import NotNow
 from mpcd.daemon.sessions.records import FINAL, Session
 
 ASK_AGAIN = 30.0  # whether a proposal was decided; the peer also tells by itself
+NO_ROOM = (NotEnough.code, CannotWrite.code)
 NO_ROOM_PAUSE = 30.0
 NOT_NOW_PAUSE = 30.0
 MARGIN = 1.0  # seconds before the model owner's hours end, in which no image begins: it would cost its unit
 PASSING = (
-    "not_enough",
+    *NO_ROOM,
     "ledger",
     "internal",
     "not_found",
@@ -107,11 +109,11 @@ class Running:
                         await self._wait(session, job, f"{session.peer}: {error}")
                         continue
                     if error.code not in PASSING:
-                        await self._news.fail(id, error)
+                        await self._fail(session, job, error)
                         return
                     obstacle = error
                 except (BadInput, Mismatch, PeerChanged, Refused, Conflict) as error:
-                    await self._news.fail(id, error)
+                    await self._fail(session, job, error)
                     return
                 except Exception as error:
                     if not isinstance(error, MpcdError):
@@ -123,13 +125,14 @@ class Running:
                 in_words = str(obstacle) or type(obstacle).__name__
                 _log.warning("session interrupted", session=id, reason=obstacle, done=session.done)
                 obstacles += 1
-                no_room = getattr(obstacle, "code", "") == NotEnough.code
+                no_room = getattr(obstacle, "code", "") in NO_ROOM
                 if context.net.connected(session.peer) and not no_room:
                     failures += 1
                 if failures >= FAILURES:
-                    await self._news.fail(id, MpcdError(f"{failures} attempts in a row failed, the last: {in_words}"))
+                    too_many = MpcdError(f"{failures} attempts in a row failed, the last: {in_words}")
+                    await self._fail(session, job, too_many)
                     return
-                await aside(records.note, id, in_words)
+                await self._note(id, in_words)
                 job.report("waiting", session.done, session.terms.images, in_words)
                 await self._live.sleep(id, NO_ROOM_PAUSE if no_room else pause)
                 pause = min(pause * 2, 30.0)
@@ -197,9 +200,27 @@ class Running:
         """For a time of the day, or the mending of a policy: no fault, however long."""
         if session.reason != why:
             _log.info("session waits", session=session.id, reason=why, done=session.done)
-            await aside(self._context.records.note, session.id, why)
+            await self._note(session.id, why)
         job.report("waiting", session.done, session.terms.images, why)
         await self._live.sleep(session.id, NOT_NOW_PAUSE)
+
+    async def _note(self, id: str, why: str) -> None:
+        """A full disk keeps nobody from waiting for room on it."""
+        try:
+            await aside(self._context.records.note, id, why)
+        except MpcdError as error:
+            _log.warning("what a session waits for cannot be written down", session=id, reason=error)
+
+    async def _fail(self, session: Session, job: Job, error: MpcdError) -> None:
+        """As soon as the disk takes it: nothing else of this session goes on meanwhile."""
+        while True:
+            try:
+                await self._news.fail(session.id, error)
+                return
+            except MpcdError as unwritten:
+                _log.error("a session's failure cannot be written down", session=session.id, reason=unwritten)
+                job.report("waiting", session.done, session.terms.images, str(unwritten))
+            await self._live.sleep(session.id, NO_ROOM_PAUSE)
 
     async def _connected(self, session: Session, job: Job) -> None:
         while not self._context.net.connected(session.peer):
