@@ -26,6 +26,7 @@ import uvloop
 from mpcd.daemon import log
 from mpcd.daemon.config import NAME, NAME_RULE, Config, Paths, split_address
 from mpcd.daemon.errors import ConfigError, Conflict, MpcdError
+from mpcd.daemon.files import CannotWrite
 from mpcd.daemon.notify import notify
 from mpcd.daemon.operations.pulse import keep_watchdog, watchdog_seconds
 
@@ -114,7 +115,12 @@ def split_listen(text: str) -> tuple[str, int]:
 @contextlib.contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Two daemons on one ledger would be a disaster: the second one does not start."""
-    with open(folder / "lock", "a", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+    path = folder / "lock"
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CannotWrite.of(path, error) from error
+    with open(fd, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -147,11 +147,12 @@ class UnitWriter:
         self._folder = folder
         self._compact = compact
         self.bytes_written = 0
-        folder.mkdir(mode=0o700)
         self._files: list[BinaryIO] = []
-        for name, own_seed in ((_MATRIX, seed), (_SEEDS if compact else _PADS, bytes(16))):
-            self._files.append(open(folder / name, "xb", opener=_private))  # noqa: SIM115
-            self._files[-1].write(_HEADER.pack(_MAGIC, unit, own_seed))
+        with _naming_full_disk(folder):
+            folder.mkdir(mode=0o700)
+            for name, own_seed in ((_MATRIX, seed), (_SEEDS if compact else _PADS, bytes(16))):
+                self._files.append(open(folder / name, "xb", opener=_private))  # noqa: SIM115
+                self._files[-1].write(_HEADER.pack(_MAGIC, unit, own_seed))
 
     def put(self, need: Need, correlation: Any) -> None:
         """Raises CorrelationError when ``need`` is not what comes next, NotEnough when the disk is full."""

@@ -14,6 +14,7 @@ import pytest
 from mpcd.daemon import state
 from mpcd.daemon.config import Config, Listen, Paths
 from mpcd.daemon.database import NewerState
+from mpcd.daemon.files import CannotWrite
 from mpcd.daemon.network.peers import Peers
 from mpcd.daemon.service import Daemon
 from mpcd.daemon.version import software_version
@@ -90,6 +91,17 @@ def test_a_newer_folder_is_refused_untouched(tmp_path: Path) -> None:
     assert "upgrade mpcd on this machine" in done.stderr
     assert "Traceback" not in done.stderr
     assert {file.name for file in folder.iterdir()} == {state.FILE_NAME, "lock", "run"}
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    done = subprocess.run(
+        [sys.executable, "-m", "mpcd.daemon.main", "--state", tmp_path, "--listen", "none"],
+        capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == CannotWrite.exit_status
+    assert f"mpcd: cannot write {tmp_path}/lock: Is a directory" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_newer_peers_are_not_damaged_ones(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Units on disk: what goes in comes out, once, in order, for the stated use only."""
 
+import contextlib
 import errno
 import functools
 import os
@@ -270,7 +271,8 @@ def test_full_disk(store, monkeypatch):
 def test_really_full_disk(tmp_path):
     small = tmp_path / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(small)], capture_output=True).returncode:
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,nr_inodes=50", "tmpfs", str(small)]
+    if subprocess.run(mount, capture_output=True).returncode:
         pytest.skip("no mounts here")
     try:
         store = UnitStore(small / "units")
@@ -281,6 +283,11 @@ def test_really_full_disk(tmp_path):
         writer.discard()
         assert not list(store.root.iterdir())
         assert store.free_bytes() > 900_000
+        with contextlib.suppress(OSError):  # no more files either
+            for name in range(100):
+                (small / str(name)).touch()
+        with pytest.raises(NotEnough, match="disk is full"):
+            store.writer(b"y" * 16, 0, SEED, (need,))
     finally:
         subprocess.run(["umount", str(small)], check=True)
 
