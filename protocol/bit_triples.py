@@ -16,7 +16,8 @@ For then c_0 ^ c_1 = a_0 b_0 ^ a_1 b_1 ^ (r_0 ^ m0_1) ^ (r_1 ^ m0_0) = a_0 b_0 ^
 
 Cost: one COT each way, so ``pads.bytes_sent(count)`` bytes (16 a triple with IKNP, in whole blocks of 128) from each
 party. Neither waits for the other except to stay within ``RUN_AHEAD`` messages: a driver must let that much lie unread
-in each direction (``BYTES_AHEAD``). After every ``GROUP`` triples both come together (ot/consistency.py).
+in each direction (``BYTES_AHEAD``). After every ``ALONE`` triples both come together, where the checks' groups can be
+closed (ot/consistency.py).
 
 Adversary: malicious, once the COTs are checked, under ot/pads.py's assumption.
 """
@@ -30,7 +31,6 @@ from mpcd.kernels import ot_hash
 from mpcd.protocol.channel import Channel
 from mpcd.protocol.correlations import AndTriples
 from mpcd.protocol.ot import iknp
-from mpcd.protocol.ot.consistency import GROUP
 from mpcd.protocol.ot.extension import CHUNK
 from mpcd.protocol.ot.pads import ReceivingEnd, SendingEnd, chunks
 
@@ -38,6 +38,7 @@ from mpcd.protocol.ot.pads import ReceivingEnd, SendingEnd, chunks
 # which are the longest (the last 2 KiB are the check's mask).
 RUN_AHEAD = 4
 BYTES_AHEAD = RUN_AHEAD * iknp.bytes_sent(CHUNK) + iknp.bytes_sent(1)
+ALONE = 16 * CHUNK  # triples; coming together takes a round trip
 
 Words = npt.NDArray[np.uint64]
 
@@ -51,8 +52,8 @@ async def make(channel: Channel, sending: SendingEnd, receiving: ReceivingEnd, c
     strings1 = np.empty((2, words), np.uint64)  # m1_i
     # By how many chunks this party's Receiver leads its Sender; else direction A's chunk comes first, at P0 and at P1.
     lead = RUN_AHEAD if receiving.cot.runs_ahead else channel.party
-    for start in range(0, count, GROUP):
-        parts = [(start + first, n) for first, n in chunks(min(GROUP, count - start))]
+    for start in range(0, count, ALONE):
+        parts = [(start + first, n) for first, n in chunks(min(ALONE, count - start))]
         ahead = 0
         for done in range(len(parts) + 1):
             for first_ahead, n_ahead in parts[ahead : done + lead]:

@@ -19,8 +19,8 @@ period is what lies between two checks; it goes in groups of at least ``GROUP`` 
 What the rows are used for is void until then: nothing made from them may be used, nor sent if it depends on them.
 
 Cost of a period (``bytes_sent``): the corrections of 128 rows and 2064 bytes from Receiver; a group's key is 16 bytes
-in a header. The keys make no one wait but the last: Receiver keeps the columns of two groups, 32 MiB, until their keys
-come, so it may lead by that much. At the end two flows, the last key and the answer.
+in a header. The keys make no one wait but the last: Receiver keeps the columns of two groups, 8 MiB, until their keys
+come, so it may lead by that much (32 MiB of triples: bit_triples.py). At the end two flows, the last key and answer.
 
 Adversary: malicious Receiver. For corrections that differ in two columns, H of the difference is zero with probability
 at most 2^14 / 2^128 over the last key for a group that has the difference: groups have less than 2^14 blocks, and all
@@ -55,8 +55,8 @@ from mpcd.protocol.wire import Deviation, array, blob, message
 Words = npt.NDArray[np.uint64]
 
 WIDTH = 128
-# Rows after which a group is closed where both ends are at a checkpoint.
-GROUP = 16 * CHUNK
+# Rows after which a group is closed where both ends are at a checkpoint: when the key comes, a cache still has columns.
+GROUP = 4 * CHUNK
 
 # The key under which a block is its own hash.
 _ONE = np.array([[1, 0]], np.uint64)
