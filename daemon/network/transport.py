@@ -151,19 +151,20 @@ class Connection(asyncio.BufferedProtocol):
             whole = False
             try:
                 head = PREFIX.pack(len(frame.header), size) + frame.header
+                # The operating system's turn comes before a part, not after the last: the peer may close then.
                 if size <= SMALL:
-                    await self._take_turn(len(head) + size)
-                    self._encrypt(b"".join((head, *frame.payload)))
                     if self._drained is not None:
                         await self._drain()
+                    await self._take_turn(len(head) + size)
+                    self._encrypt(b"".join((head, *frame.payload)))
                 else:
                     self._encrypt(head)
                     for part in frame.payload:
                         piece = min(SLICE, self._bandwidth.piece) if self._bandwidth else SLICE
                         for start in range(0, len(part), piece):
+                            await self._drain()
                             await self._take_turn(min(piece, len(part) - start))
                             self._encrypt(part[start : start + piece])
-                            await self._drain()
                 whole = True
             finally:
                 if not whole:

@@ -17,7 +17,10 @@ from mpcd.daemon.errors import (
     Mismatch,
     MpcdError,
     NotEnough,
+    PeerClosed,
     PeerError,
+    PeerSilent,
+    PeerUnreachable,
     Refused,
 )
 from mpcd.daemon.files import CannotWrite
@@ -45,6 +48,10 @@ PASSING = (
     "busy",
     "stopped",
     "error",
+    LinkError.code,
+    PeerClosed.code,
+    PeerSilent.code,
+    PeerUnreachable.code,
 )  # a peer's errors to try again after
 FAILURES = 8  # units spent in a row without a finished image
 

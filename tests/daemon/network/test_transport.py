@@ -69,6 +69,29 @@ def test_200_megabytes_each_way_at_once_byte_for_byte(run, connected):
     run(main())
 
 
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_whoever_has_the_last_frame_may_close_at_once(run, connected, monkeypatch, size):
+    """However long our event loop is kept busy meanwhile: the frame was sent."""
+
+    async def main():
+        async with connected() as (server, client):
+            drain, head = server._drain, PREFIX.size + 1
+
+            async def late():
+                if server.bytes_written >= head + size:
+                    await until(lambda: server.failure is not None)
+                await drain()
+
+            monkeypatch.setattr(server, "_drain", late)
+            sending = asyncio.create_task(server.send_frame(frame(b"h", bytes(size))))
+            assert len((await client.recv_frame(size))[1]) == size
+            await client.close()
+            await sending
+            await until(lambda: isinstance(server.failure, PeerClosed))
+
+    run(main())
+
+
 def test_payload_buffer_is_the_readers_own(run, connected):
     async def main():
         async with connected() as (server, client):
